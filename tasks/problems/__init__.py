@@ -1,0 +1,113 @@
+"""What is learned, one file per kind. This is the contract; a new file in this folder is a new kind of problem.
+
+The stages know no problem by name. They ask `load(name)` for one, hand it rows and arrays, and write what it gives back.
+Arrays are named by shape: B rows of a batch, T tokens, N rows of a split, K classes, R resamples, D width.
+"""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from tasks.params import Scratch, Train
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from torch import nn
+    from transformers import PreTrainedModel
+
+Arrays = Mapping[str, NDArray[Any]]
+
+# What a trained model's numbers mean: the labels in the order of its outputs, for instance. JSON, kept with the model.
+Signature = Mapping[str, Any]
+
+
+class Problem(Protocol):
+    """One kind of problem, from the columns that it needs to the figures that judge it."""
+
+    name: str
+    columns: Mapping[str, pl.DataType]
+    """What a row must have besides `id`. More columns may come along: groups, times, slices."""
+    texts: Sequence[str]
+    """The columns that clean normalises, redacts and compares."""
+    label: str | None
+    """The column that validate counts quarantine by, and whose contradictions clean drops. None where there is none."""
+    inputs: Sequence[str]
+    """The columns that a request has."""
+    higher_is_better: Mapping[str, bool]
+    """Every metric, and its direction."""
+    headline: str
+    """The metric that a summary shows."""
+
+    def signature(self, train: pl.DataFrame) -> Signature:
+        """Read off the train split what the outputs will mean. Raises DataError where nothing can be learned."""
+        ...
+
+    def encode(self, rows: pl.DataFrame, tokenizer: "Tokenizer", signature: Signature | None, max_tokens: int) -> pl.DataFrame:
+        """Turn rows into model inputs: `id`, `input_ids` (a list of int32), what else the model reads, and `truncated`.
+
+        With a signature the target comes along as `label`; without one (a request) it does not.
+        """
+        ...
+
+    def batch(self, encoded: pl.DataFrame, pad_id: int) -> dict[str, NDArray[np.int64]]:
+        """Pad encoded rows into arrays of the model's own argument names, `labels` included where there are any."""
+        ...
+
+    def build(self, base: str | Scratch, vocabulary: int, signature: Signature, train: Train) -> "PreTrainedModel":
+        """The model to train, from pretrained weights or from a scratch architecture with `vocabulary` tokens."""
+        ...
+
+    def exportable(self, model: "PreTrainedModel") -> "nn.Module":
+        """A module from the arrays of `batch`, without labels, to the arrays of `outputs`, in that order."""
+        ...
+
+    outputs: Sequence[str]
+    """What the exported model gives, the pooled `embedding_BD` among it."""
+
+    def calibrate(self, outputs: Arrays, encoded: pl.DataFrame, signature: Signature) -> dict[str, float]:
+        """Fit on the validation split what makes the probabilities honest: a temperature."""
+        ...
+
+    def answer(self, outputs: Arrays, signature: Signature, calibration: Mapping[str, float]) -> pl.DataFrame:
+        """One row per input: what a caller gets back. Raises nothing; N rows in, N rows out, in their order."""
+        ...
+
+    def score(self, rows: pl.DataFrame, answers: pl.DataFrame, signature: Signature) -> pl.DataFrame:
+        """Per row and in order: `id`, and a number or bool for every way in which the answer can be judged alone."""
+        ...
+
+    def measure(
+        self, rows: pl.DataFrame, answers: pl.DataFrame, signature: Signature, weights_RN: NDArray[np.float64], bins: int
+    ) -> dict[str, NDArray[np.float64]]:
+        """Every metric of `higher_is_better` under R weightings of the N rows: arrays of length R.
+
+        A row of ones gives the metric itself, multinomial counts a bootstrap resample. A metric that a weighting leaves
+        undefined (one class absent) is NaN there.
+        """
+        ...
+
+    def baselines(self, train: pl.DataFrame, test: pl.DataFrame, signature: Signature, seed: int) -> dict[str, pl.DataFrame]:
+        """Answers to the test rows by simple means that learned from the same train rows, by the baseline's name."""
+        ...
+
+    def curves(self, rows: pl.DataFrame, answers: pl.DataFrame, signature: Signature, bins: int) -> dict[str, list[dict[str, Any]]]:
+        """Points to plot, by the plot's name: a list of records each, as DVC plots read them."""
+        ...
+
+    def descriptors(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Numbers that describe the inputs, for the monitor: one row each, `id` first."""
+        ...
+
+    def examples(self) -> pl.DataFrame:
+        """A handful of rows, enough to learn from in a test: `id`, `columns`."""
+        ...
+
+
+def load(name: str) -> Problem:
+    """The problem of that file's name; params has checked that there is one."""
+    problem: Problem = importlib.import_module(f"tasks.problems.{name}").PROBLEM
+    return problem
