@@ -4,6 +4,15 @@ Each message says what failed, where, and what to do. The command line prints it
 exception is a defect and keeps its traceback.
 """
 
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A question to put behind "there is no such word", with a space before it; empty where no known word is close."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
 
 class MillError(Exception):
     """The base of every failure that is explained rather than traced."""

@@ -3,7 +3,6 @@
 `load` reports every mistake at once. Secrets never stand here: a URL may name an environment variable (`$NAME`).
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from tasks.errors import ParamsError
+from tasks.errors import ParamsError, did_you_mean
 
 MODEL_NAME = r"^[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?$"
 
@@ -301,7 +300,7 @@ def load_model(name: str, path: Path = Path("params.yaml")) -> Model:
     """The parameters of one model. Raises ParamsError where there is none of that name."""
     models = load(path).models
     if name not in models:
-        raise ParamsError(f"{path}: there is no model {name!r}.{_did_you_mean(name, models)} Known: {_listed(models)}.")
+        raise ParamsError(f"{path}: there is no model {name!r}.{did_you_mean(name, models)} Known: {_listed(models)}.")
     return models[name]
 
 
@@ -361,7 +360,7 @@ def _sentence(path: Path, location: tuple[int | str, ...], details: ErrorDetails
     where = f"{path}: {'.'.join(keys)}"
     match details["type"]:
         case "extra_forbidden":
-            return f"{where} is not a key that is known here.{_did_you_mean(keys[-1], known)} Allowed: {_listed(known)}."
+            return f"{where} is not a key that is known here.{did_you_mean(keys[-1], known)} Allowed: {_listed(known)}."
         case "missing":
             return f"{where} is missing. Nothing that changes a result has a hidden default: write it down."
         case _:
@@ -403,13 +402,8 @@ def _files_in(folder: str) -> list[str]:
 
 def _one_of(value: str, known: list[str]) -> str:
     if value not in known:
-        raise ValueError(f"{_did_you_mean(value, known).strip()} Known: {_listed(known)}".strip())
+        raise ValueError(f"{did_you_mean(value, known).strip()} Known: {_listed(known)}".strip())
     return value
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _listed(names: Iterable[str]) -> str:
