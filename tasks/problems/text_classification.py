@@ -8,13 +8,16 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tasks.errors import DataError
-from tasks.params import Scratch, Train
-from tasks.problems import Arrays, Signature
+from tasks.params import Scratch
+from tasks.problems import Arrays, Signature, _classification
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import Tensor, nn
     from transformers import PreTrainedModel
+
+# Every character that is no white space belongs to some token, so that no text leaves the baseline's vocabulary empty.
+_WORD = r"\w+|[^\w\s]"
 
 
 class TextClassification:
@@ -26,12 +29,15 @@ class TextClassification:
     label = "label"
     inputs = ("text",)
     outputs = ("logits", "embedding")
+    higher_is_better = _classification.HIGHER_IS_BETTER
     headline = "accuracy"
 
     def signature(self, train: pl.DataFrame) -> Signature:
         labels = sorted(train["label"].unique().to_list())
         if len(labels) < 2:
-            raise DataError(f"The train split has one label only ({', '.join(labels)}); there is nothing to tell apart.")
+            raise DataError(
+                f"The train split has one label only ({', '.join(labels)}); there is nothing to tell apart."
+            )
         return {"labels": labels}
 
     def encode(
@@ -49,14 +55,7 @@ class TextClassification:
         )
         if signature is None:
             return encoded
-        unknown = sorted(set(rows["label"].unique()) - set(signature["labels"]))
-        if unknown:
-            raise DataError(
-                f"Labels that the train split does not have: {', '.join(unknown)}. Collect more rows of them, or take "
-                "them out with an expectation on `label`."
-            )
-        number = {label: index for index, label in enumerate(signature["labels"])}
-        return encoded.with_columns(label=rows["label"].replace_strict(number, return_dtype=pl.Int64))
+        return encoded.with_columns(label=_classification.label_numbers(rows["label"], signature["labels"]))
 
     def batch(self, encoded: pl.DataFrame, pad_id: int) -> dict[str, NDArray[np.int64]]:
         lengths_B = encoded["input_ids"].list.len().to_numpy().astype(np.int64)
@@ -68,23 +67,80 @@ class TextClassification:
             arrays["labels"] = encoded["label"].to_numpy().astype(np.int64)
         return arrays
 
-    def build(self, base: str | Scratch, vocabulary: int, signature: Signature, train: Train) -> "PreTrainedModel":
+    def build(
+        self, base: str | Scratch, vocabulary: int, signature: Signature, *, dropout: float, attention: str
+    ) -> "PreTrainedModel":
         from tasks.pretrained import build_encoder
 
-        return build_encoder(base, vocabulary, signature["labels"], train.dropout, train.attention)
+        return build_encoder(base, vocabulary, signature["labels"], dropout, attention)
 
     def exportable(self, model: "PreTrainedModel") -> "nn.Module":
         return _classifier_with_embedding(model)
 
+    def compare(self, reference: Arrays, outputs: Arrays) -> tuple[float, float]:
+        expected_NK, found_NK = _softmax(reference["logits"]), _softmax(outputs["logits"])
+        changed_N = expected_NK.argmax(axis=1) != found_NK.argmax(axis=1)
+        return float(np.abs(expected_NK - found_NK).max()), float(changed_N.mean())
+
     def answer(self, outputs: Arrays, signature: Signature, calibration: Mapping[str, float]) -> pl.DataFrame:
-        probabilities_NK = _softmax(outputs["logits"] / calibration.get("temperature", 1.0))
-        labels = signature["labels"]
-        return pl.DataFrame(
-            {
-                "label": pl.Series([labels[k] for k in probabilities_NK.argmax(axis=1)], dtype=pl.String),
-                "probability": probabilities_NK.max(axis=1, initial=0.0),
-                "probabilities": pl.Series(probabilities_NK, dtype=pl.Array(pl.Float64, len(labels))),
-            }
+        probabilities_NK = _classification.softmax(outputs["logits"] / calibration.get("temperature", 1.0))
+        return _classification.answers(probabilities_NK, signature["labels"])
+
+    def calibrate(self, outputs: Arrays, encoded: pl.DataFrame, signature: Signature) -> dict[str, float]:
+        return {"temperature": _classification.fit_temperature(outputs["logits"], encoded["label"].to_numpy())}
+
+    def score(self, rows: pl.DataFrame, answers: pl.DataFrame, signature: Signature) -> pl.DataFrame:
+        return _classification.score(rows["id"], *_truth_and_answers(rows, answers, signature))
+
+    def measure(
+        self,
+        rows: pl.DataFrame,
+        answers: pl.DataFrame,
+        signature: Signature,
+        weights_RN: NDArray[np.float64],
+        bins: int,
+    ) -> dict[str, NDArray[np.float64]]:
+        actual_N, probabilities_NK = _truth_and_answers(rows, answers, signature)
+        return _classification.measure(actual_N, probabilities_NK, signature["labels"], weights_RN, bins)
+
+    def baselines(
+        self, train: pl.DataFrame, test: pl.DataFrame, signature: Signature, seed: int
+    ) -> dict[str, pl.DataFrame]:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        tfidf = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=_WORD)
+        features = tfidf.fit_transform(train["text"])
+        names = signature["labels"]
+        return {
+            "majority": _classification.majority(train["label"], names, len(test)),
+            "tfidf_logistic_regression": _classification.logistic_regression(
+                features, train["label"], tfidf.transform(test["text"]), names
+            ),
+        }
+
+    def curves(
+        self, rows: pl.DataFrame, answers: pl.DataFrame, signature: Signature, bins: int
+    ) -> dict[str, list[dict[str, Any]]]:
+        actual_N, probabilities_NK = _truth_and_answers(rows, answers, signature)
+        return _classification.curves(actual_N, probabilities_NK, signature["labels"], bins)
+
+    def descriptors(self, rows: pl.DataFrame) -> pl.DataFrame:
+        text = pl.col("text")
+        num_chars, num_words = text.str.len_chars(), text.str.count_matches(r"\w+")
+        num_letters = text.str.count_matches(r"\p{L}")
+
+        def share(count: pl.Expr, of: pl.Expr) -> pl.Expr:
+            return pl.when(of > 0).then(count / of).otherwise(0.0)
+
+        return rows.select(
+            "id",
+            num_chars=num_chars,
+            num_words=num_words,
+            chars_per_word=share(text.str.count_matches(r"\w"), num_words),
+            share_upper_case=share(text.str.count_matches(r"\p{Lu}"), num_letters),
+            share_digits=share(text.str.count_matches(r"\p{Nd}"), num_chars),
+            share_not_ascii=share(text.str.count_matches(r"[^\x00-\x7F]"), num_chars),
+            num_redacted=text.str.count_matches(r"⟨[A-Z]+_\d+⟩"),
         )
 
     def examples(self) -> pl.DataFrame:
@@ -99,10 +155,10 @@ class TextClassification:
         )
 
 
-def _softmax(logits_NK: NDArray[Any]) -> NDArray[np.float64]:
-    shifted_NK = logits_NK.astype(np.float64) - logits_NK.max(axis=1, keepdims=True, initial=-np.inf)
-    exponents_NK = np.exp(shifted_NK)
-    return np.asarray(exponents_NK / exponents_NK.sum(axis=1, keepdims=True))
+def _truth_and_answers(
+    rows: pl.DataFrame, answers: pl.DataFrame, signature: Signature
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    return _classification.label_numbers(rows["label"], signature["labels"]), answers["probabilities"].to_numpy()
 
 
 def _classifier_with_embedding(model: "PreTrainedModel") -> "nn.Module":
