@@ -78,7 +78,7 @@ class TextClassification:
         return _classifier_with_embedding(model)
 
     def compare(self, reference: Arrays, outputs: Arrays) -> tuple[float, float]:
-        expected_NK, found_NK = _softmax(reference["logits"]), _softmax(outputs["logits"])
+        expected_NK, found_NK = _classification.softmax(reference["logits"]), _classification.softmax(outputs["logits"])
         changed_N = expected_NK.argmax(axis=1) != found_NK.argmax(axis=1)
         return float(np.abs(expected_NK - found_NK).max()), float(changed_N.mean())
 
