@@ -1,0 +1,103 @@
+"""Small real things that several test files stand on. Whoever changes one in place copies it first."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from tasks import problems
+from tasks.params import Model, Scratch, TrainedTokenizer, load_model
+from tasks.paths import Paths
+from tasks.shards import ShardWriter
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Line:
+    """One model's line below a root of its own: where it stands, and what made it."""
+
+    paths: Paths
+    params: Model
+
+
+@pytest.fixture(scope="session")
+def reviews() -> pl.DataFrame:
+    """600 of the shipped film reviews as clean rows: `id`, `text`, `label`, `split`."""
+    rows = pl.read_parquet(REPOSITORY / "data/samples/reviews.parquet")
+    rows = rows.filter((pl.col("domain") == "movie") & (pl.col("score") != 0)).sort("id").gather_every(8).head(600)
+    split = pl.Series(["train", "train", "test", "train", "validation", "test"] * 100)
+    label = pl.when(pl.col("score") > 0).then(pl.lit("positive")).otherwise(pl.lit("negative"))
+    return rows.select(pl.col("id").cast(pl.String), "text", label.alias("label"), split=split)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory, reviews: pl.DataFrame) -> Line:
+    """A transformer of 2 layers and width 32, trained on the film reviews and exported: collect to candidate."""
+    from tasks.export import export
+    from tasks.tokenize import tokenize
+    from tasks.train import train
+
+    paths = Paths("tiny", tmp_path_factory.mktemp("line"))
+    params = tiny_params()
+    problem = problems.load(params.problem)
+    for folder, rows in ((paths.collected, reviews.drop("split")), (paths.clean, reviews)):
+        folder.mkdir(parents=True)
+        writer = ShardWriter(folder, 250, rows.schema)
+        writer.write(rows)
+        writer.finish()
+    tokenize(
+        paths.clean, paths.tokens, paths.report("tokenize"), params=params.tokenize, base=params.base, problem=problem
+    )
+    train(
+        paths.tokens,
+        paths.checkpoint,
+        paths.report("train"),
+        paths.plots / "loss.json",
+        paths.live,
+        paths.work / "train",
+        params=params.train,
+        base=params.base,
+        threads=params.threads,
+        problem=problem,
+    )
+    export(
+        paths.checkpoint,
+        paths.tokens,
+        paths.candidate,
+        paths.report("export"),
+        params=params.export,
+        threads=params.threads,
+        problem=problem,
+    )
+    return Line(paths, params)
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Callable[[Line], Line]:
+    """A line of one's own to change."""
+
+    def copy(line: Line) -> Line:
+        shutil.copytree(line.paths.root, tmp_path / "line")
+        return Line(Paths(line.paths.model, tmp_path / "line"), line.params)
+
+    return copy
+
+
+def tiny_params(**deploy: Any) -> Model:
+    """The parameters of `reviews` with a scratch architecture; `deploy` replaces what deploy says."""
+    params = load_model("reviews", REPOSITORY / "params.yaml")
+    base = Scratch(architecture="bert", hidden_size=32, layers=2, heads=2, feed_forward_size=64, max_positions=64)
+    tokenizer = TrainedTokenizer(algorithm="wordpiece", vocabulary=600)
+    return params.model_copy(
+        update={
+            "base": base,
+            "tokenize": params.tokenize.model_copy(update={"tokenizer": tokenizer, "max_tokens": 48}),
+            "train": params.train.model_copy(update={"epochs": 1, "freeze": [], "learning_rate": 1e-3}),
+            "deploy": params.deploy.model_copy(update=deploy),
+        }
+    )
