@@ -28,7 +28,10 @@ _SUMMARIES = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one stage of one model from the top of the repository. The exit code: 0, 1 for an explained failure, 130 for Ctrl-C."""
+    """Run one stage of one model from the top of the repository.
+
+    Returns the exit code: 0, 1 for a failure that is explained, 130 for Ctrl-C.
+    """
     parser = argparse.ArgumentParser(prog="python -m tasks", description="Run one stage of the line for one model.")
     stages = parser.add_subparsers(dest="stage", metavar="STAGE", required=True)
     for stage in STAGES:
@@ -40,7 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{chosen.stage}@{chosen.model}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{chosen.stage}@{chosen.model}: interrupted. What stood before still stands; run it again to go on.", file=sys.stderr)
+        print(
+            f"{chosen.stage}@{chosen.model}: interrupted. What stood before still stands; run it again to go on.",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

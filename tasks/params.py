@@ -193,7 +193,7 @@ class Train(Section):
 
 
 class Export(Section):
-    """Which variants are made, and how far one may stand from the checkpoint. The first within the limits is released."""
+    """Which variants are made, and how far one may stand from the checkpoint; the first within the limits is kept."""
 
     variants: Annotated[list[Literal["fp32", "int8"]], Field(min_length=1)]
     check_rows: Count
@@ -327,6 +327,10 @@ def _wrong_names(models: Any, path: Path) -> Iterable[str]:
             )
 
 
+# Stands in for a section whose mistakes are reported already.
+_UNREAD = Collect.model_construct(columns={}, where=None, rows_per_shard=1)
+
+
 def _read_collect_sections(raw: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[str]]:
     """Read each `collect` as its source's own type, so that its errors name that source's keys and no other's.
 
@@ -342,12 +346,12 @@ def _read_collect_sections(raw: dict[str, Any], path: Path) -> tuple[dict[str, A
         kind = COLLECT.get(str(model.get("source"))) if isinstance(section, dict) else None
         if kind is None:
             # An unknown source is reported by its own name; nobody can say what its section should hold.
-            read[name] = {**model, "collect": Collect.model_construct()} if isinstance(section, dict) else model
+            read[name] = {**model, "collect": _UNREAD} if isinstance(section, dict) else model
             continue
         try:
             read[name] = {**model, "collect": kind.model_validate(section)}
         except ValidationError as error:
-            read[name] = {**model, "collect": Collect.model_construct()}
+            read[name] = {**model, "collect": _UNREAD}
             mistakes += [
                 _sentence(path, ("models", name, "collect", *details["loc"]), details, sorted(kind.model_fields))
                 for details in error.errors(include_url=False)

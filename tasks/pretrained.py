@@ -24,11 +24,21 @@ def locate(base: str) -> str:
     package, _, inside = base.removeprefix(PACKAGE).partition("/")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ParamsError(f"base is {base!r}, but there is no installed package {package!r}. Install it: pip install {package}")
+        raise ParamsError(
+            f"base is {base!r}, but there is no installed package {package!r}. Install it: pip install {package}"
+        )
     folder = Path(spec.submodule_search_locations[0]) / inside
     if not folder.is_dir():
         raise ParamsError(f"base is {base!r}, but the package {package!r} has no folder {inside!r}.")
     return str(folder)
+
+
+def quiet() -> None:
+    """Silence transformers' own bars and reports; the stages say what they do."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def load_tokenizer(base: str) -> "PreTrainedTokenizerBase":
@@ -69,12 +79,13 @@ def build_encoder(
             **head,
         )
         _set_dropout(config, dropout)
-        return AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
+        scratch: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
+        return scratch
     folder = locate(base)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **head)
         _set_dropout(config, dropout)
-        return AutoModelForSequenceClassification.from_pretrained(
+        pretrained: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
             folder,
             config=config,
             attn_implementation=attention,
@@ -83,7 +94,10 @@ def build_encoder(
             trust_remote_code=False,
         )
     except (OSError, ValueError) as error:
-        raise ParamsError(f"base is {base!r}, and no model with safetensors weights loads from there: {error}") from None
+        raise ParamsError(
+            f"base is {base!r}, and no model with safetensors weights loads from there: {error}"
+        ) from None
+    return pretrained
 
 
 def _set_dropout(config: "PretrainedConfig", dropout: float) -> None:

@@ -1,7 +1,7 @@
 """Rows on disk: folders of Parquet shards with a manifest, and every write atomic.
 
-A folder appears whole or not at all. Nothing here reads a clock or depends on the order of a dict, so the same rows give
-the same bytes.
+A folder appears whole or not at all. Nothing here reads a clock or depends on the order of a dict, so the same rows
+give the same bytes.
 """
 
 import contextlib
@@ -38,7 +38,9 @@ class Shard:
         try:
             return pl.read_parquet(self.path)
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise DataError(f"{self.path} is not a whole Parquet file ({error}). Run the stage that wrote it again.") from None
+            raise DataError(
+                f"{self.path} is not a whole Parquet file ({error}). Run the stage that wrote it again."
+            ) from None
 
 
 def read_shards(folder: Path) -> list[Shard]:
@@ -71,7 +73,7 @@ class ShardWriter:
         """Take rows of the schema; a full shard goes to disk at once."""
         if rows.is_empty():
             return
-        self._waiting.append(rows.select(self._schema))
+        self._waiting.append(rows.select(list(self._schema)))
         self._num_waiting += len(rows)
         while self._num_waiting >= self._rows_per_shard:
             together = pl.concat(self._waiting)
@@ -83,11 +85,17 @@ class ShardWriter:
         path = self._folder / f"{self._name}-{len(self.shards):05d}.parquet"
         self.shards.append(write_parquet(path, rows))
 
+    def end_shard(self) -> None:
+        """Write what waits for a full shard as one that is not full; what comes next starts another."""
+        if self._num_waiting:
+            self._flush(pl.concat(self._waiting))
+            self._waiting, self._num_waiting = [], 0
+
     def finish(self, **facts: Any) -> None:
         """Write what is left and the manifest, with `facts` beside the shards."""
-        if self._num_waiting or not self.shards:
-            self._flush(pl.concat([pl.DataFrame(schema=self._schema), *self._waiting]))
-            self._waiting, self._num_waiting = [], 0
+        self.end_shard()
+        if not self.shards:
+            self._flush(pl.DataFrame(schema=self._schema))
         write_manifest(self._folder, self.shards, self._schema, **facts)
 
 
@@ -182,7 +190,9 @@ def explained_when_full(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OutOfSpace(f"The disk of {path.parent} is full. Nothing was replaced; make room and run it again.") from None
+            raise OutOfSpace(
+                f"The disk of {path.parent} is full. Nothing was replaced; make room and run it again."
+            ) from None
         raise
 
 

@@ -1,7 +1,7 @@
 """What is learned, one file per kind. This is the contract; a new file in this folder is a new kind of problem.
 
-The stages know no problem by name. They ask `load(name)` for one, hand it rows and arrays, and write what it gives back.
-Arrays are named by shape: B rows of a batch, T tokens, N rows of a split, K classes, R resamples, D width.
+The stages know no problem by name. They ask `load(name)` for one, hand it rows and arrays, and write what it gives
+back. Arrays are named by shape: B rows of a batch, T tokens, N rows of a split, K classes, R resamples, D width.
 """
 
 import importlib
@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tasks.params import Scratch, Train
+from tasks.params import Scratch
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -46,7 +46,9 @@ class Problem(Protocol):
         """Read off the train split what the outputs will mean. Raises DataError where nothing can be learned."""
         ...
 
-    def encode(self, rows: pl.DataFrame, tokenizer: "Tokenizer", signature: Signature | None, max_tokens: int) -> pl.DataFrame:
+    def encode(
+        self, rows: pl.DataFrame, tokenizer: "Tokenizer", signature: Signature | None, max_tokens: int
+    ) -> pl.DataFrame:
         """Turn rows into model inputs: `id`, `input_ids` (a list of int32), what else the model reads, and `truncated`.
 
         With a signature the target comes along as `label`; without one (a request) it does not.
@@ -57,8 +59,10 @@ class Problem(Protocol):
         """Pad encoded rows into arrays of the model's own argument names, `labels` included where there are any."""
         ...
 
-    def build(self, base: str | Scratch, vocabulary: int, signature: Signature, train: Train) -> "PreTrainedModel":
-        """The model to train, from pretrained weights or from a scratch architecture with `vocabulary` tokens."""
+    def build(
+        self, base: str | Scratch, vocabulary: int, signature: Signature, *, dropout: float, attention: str
+    ) -> "PreTrainedModel":
+        """The model, from pretrained weights, a checkpoint's folder, or from scratch with `vocabulary` tokens."""
         ...
 
     def exportable(self, model: "PreTrainedModel") -> "nn.Module":
@@ -66,7 +70,14 @@ class Problem(Protocol):
         ...
 
     outputs: Sequence[str]
-    """What the exported model gives, the pooled `embedding_BD` among it."""
+    """What the exported model gives, `pooled_embedding` (BD) among it."""
+
+    def compare(self, reference: Arrays, outputs: Arrays) -> tuple[float, float]:
+        """How far an exported model stands from its checkpoint on the same rows.
+
+        The largest difference in any probability, and the share of rows whose answer changes.
+        """
+        ...
 
     def calibrate(self, outputs: Arrays, encoded: pl.DataFrame, signature: Signature) -> dict[str, float]:
         """Fit on the validation split what makes the probabilities honest: a temperature."""
@@ -81,7 +92,12 @@ class Problem(Protocol):
         ...
 
     def measure(
-        self, rows: pl.DataFrame, answers: pl.DataFrame, signature: Signature, weights_RN: NDArray[np.float64], bins: int
+        self,
+        rows: pl.DataFrame,
+        answers: pl.DataFrame,
+        signature: Signature,
+        weights_RN: NDArray[np.float64],
+        bins: int,
     ) -> dict[str, NDArray[np.float64]]:
         """Every metric of `higher_is_better` under R weightings of the N rows: arrays of length R.
 
@@ -90,11 +106,15 @@ class Problem(Protocol):
         """
         ...
 
-    def baselines(self, train: pl.DataFrame, test: pl.DataFrame, signature: Signature, seed: int) -> dict[str, pl.DataFrame]:
+    def baselines(
+        self, train: pl.DataFrame, test: pl.DataFrame, signature: Signature, seed: int
+    ) -> dict[str, pl.DataFrame]:
         """Answers to the test rows by simple means that learned from the same train rows, by the baseline's name."""
         ...
 
-    def curves(self, rows: pl.DataFrame, answers: pl.DataFrame, signature: Signature, bins: int) -> dict[str, list[dict[str, Any]]]:
+    def curves(
+        self, rows: pl.DataFrame, answers: pl.DataFrame, signature: Signature, bins: int
+    ) -> dict[str, list[dict[str, Any]]]:
         """Points to plot, by the plot's name: a list of records each, as DVC plots read them."""
         ...
 

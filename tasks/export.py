@@ -1,0 +1,160 @@
+"""Stage export: the checkpoint as ONNX, in full precision and compressed; the first variant within its limits is kept.
+
+The kept variant is calibrated on the validation split, so that a probability of 0.8 is right four times in five.
+"""
+
+import logging
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+
+from tasks.errors import LineStopped
+from tasks.params import Export
+from tasks.pretrained import quiet
+from tasks.problems import Problem
+from tasks.runtime import open_session, run
+from tasks.shards import atomic_folder, read_json, require_space, write_json
+from tasks.tokens import load_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_OPSET = 20
+_BATCH = 64
+
+
+def export(
+    checkpoint: Path,
+    tokens: Path,
+    candidate: Path,
+    report: Path,
+    *,
+    params: Export,
+    threads: int,
+    problem: Problem,
+) -> None:
+    """Write the release candidate: `model.onnx`, `tokenizer.json`, `runtime.json`.
+
+    Raises LineStopped where every variant answers too differently from the checkpoint.
+    """
+    require_space(candidate, 8 * (checkpoint / "model.safetensors").stat().st_size)
+    facts = read_json(checkpoint / "signature.json")
+    torch.set_num_threads(threads)
+    quiet()
+    model = problem.build(
+        str(checkpoint), facts["vocabulary"], facts["signature"], dropout=0.0, attention="eager"
+    ).eval()
+    held_out = load_tokens(tokens, "validation").drop("label", strict=False)
+    checked = held_out.head(params.check_rows)
+    truth = _torch_outputs(problem, model, checked, facts["pad_id"])
+
+    with atomic_folder(candidate) as folder:
+        files: dict[str, Path] = {"fp32": folder / "fp32.onnx", "int8": folder / "int8.onnx"}
+        to_onnx(problem, model, checked.head(2), facts["pad_id"], files["fp32"])
+        if "int8" in params.variants:
+            quantize(files["fp32"], files["int8"])
+        variants: dict[str, dict[str, Any]] = {}
+        for name in params.variants:
+            session = open_session(files[name], threads)
+            difference, changed = problem.compare(truth, run(session, problem, checked, facts["pad_id"], _BATCH))
+            variants[name] = {
+                "bytes": files[name].stat().st_size,
+                "changed_answers": round(changed, 6),
+                "probability_difference": round(difference, 6),
+            }
+        kept = _choose(variants, params)
+        session = open_session(files[kept], threads)
+        outputs = run(session, problem, held_out, facts["pad_id"], _BATCH)
+        labelled = load_tokens(tokens, "validation")
+        calibration = problem.calibrate(outputs, labelled, facts["signature"])
+        files[kept].rename(folder / "model.onnx")
+        for path in files.values():
+            path.unlink(missing_ok=True)
+        shutil.copyfile(checkpoint / "tokenizer" / "tokenizer.json", folder / "tokenizer.json")
+        described = {name: facts[name] for name in ("base", "max_tokens", "pad_id", "problem", "signature")}
+        write_json(folder / "runtime.json", {**described, "calibration": calibration, "variant": kept})
+    write_json(
+        report,
+        {"calibration": calibration, "checked_rows": len(checked), "released": kept, "variants": variants},
+    )
+
+
+def to_onnx(problem: Problem, model: "PreTrainedModel", rows: pl.DataFrame, pad_id: int, path: Path) -> None:
+    """Trace the model on two rows into one ONNX file whose batch and length are free."""
+    example = {name: torch.from_numpy(array) for name, array in problem.batch(rows, pad_id).items()}
+    axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports operators of packages that are not used here
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # the exporter calls torch's own deprecated names
+        program = torch.onnx.export(
+            problem.exportable(model).eval(),
+            kwargs=example,
+            dynamic_shapes={name: {axis: axes[axis] for axis in range(array.dim())} for name, array in example.items()},
+            input_names=list(example),
+            output_names=list(problem.outputs),
+            opset_version=_OPSET,
+            external_data=False,
+            verbose=False,
+            dynamo=True,
+        )
+    assert program is not None  # noqa: S101 - dynamo=True always gives one
+    proto = program.model_proto
+    # The exporter notes in which file and line of which machine each operation was called.
+    for graph in (proto.graph, *proto.functions):
+        for part in (*graph.node, *graph.value_info):
+            part.ClearField("metadata_props")
+            part.ClearField("doc_string")
+    proto.graph.ClearField("metadata_props")
+    proto.ClearField("metadata_props")
+    path.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def quantize(source: Path, target: Path) -> None:
+    """Weights to int8 now, activations at run time (dynamic quantisation): a quarter of the size, no data needed."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    # It advises a pre-processing for convolutions, which this is not about.
+    logging.getLogger().addFilter(lambda record: "pre-processing" not in record.getMessage())
+    quantize_dynamic(
+        source, target, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm", "Gather"]
+    )
+
+
+def _torch_outputs(
+    problem: Problem, model: "PreTrainedModel", encoded: pl.DataFrame, pad_id: int
+) -> dict[str, NDArray[Any]]:
+    module = problem.exportable(model).eval()
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(encoded), _BATCH):
+            batch = problem.batch(encoded[start : start + _BATCH], pad_id)
+            parts.append([array.numpy() for array in module(**{k: torch.from_numpy(v) for k, v in batch.items()})])
+    return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(problem.outputs)}
+
+
+def _choose(variants: Mapping[str, Mapping[str, Any]], params: Export) -> str:
+    """The first variant within the limits, in the order of params."""
+    for name in params.variants:
+        found = variants[name]
+        if (
+            found["probability_difference"] <= params.max_probability_difference
+            and found["changed_answers"] <= params.max_changed_answers
+        ):
+            return name
+    figures = "; ".join(
+        f"{name}: probability differs by up to {found['probability_difference']}, "
+        f"{found['changed_answers']:.2%} of the answers changed"
+        for name, found in variants.items()
+    )
+    raise LineStopped(
+        f"No exported variant is within export.max_probability_difference ({params.max_probability_difference}) and "
+        f"export.max_changed_answers ({params.max_changed_answers:.2%}) of the checkpoint. {figures}. "
+        "Add fp32 to export.variants, or widen a limit."
+    )

@@ -1,0 +1,114 @@
+"""What answers: an exported model under ONNX Runtime with its tokenizer. Export checks it, evaluate measures it, deploy
+packs it, and predictions come from it, so that what is evaluated is what is served.
+
+A folder that it opens holds `model.onnx`, `tokenizer.json` and `runtime.json` (problem, signature, max_tokens, pad_id,
+calibration, variant).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from tasks import problems
+from tasks.errors import DataError
+from tasks.problems import Problem, Signature
+from tasks.shards import read_json
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+    from tokenizers import Tokenizer
+
+FILES = ("model.onnx", "runtime.json", "tokenizer.json")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A loaded model. Its methods keep the order of the rows that they are given."""
+
+    problem: Problem
+    signature: Signature
+    calibration: Mapping[str, float]
+    max_tokens: int
+    pad_id: int
+    session: "InferenceSession"
+    tokenizer: "Tokenizer"
+
+    def outputs(
+        self, rows: pl.DataFrame, batch_size: int = 64, advance: Callable[[int], None] = lambda _: None
+    ) -> dict[str, NDArray[Any]]:
+        """The model's arrays for rows that have `id` and the problem's inputs; `advance` hears of each batch's rows."""
+        encoded = self.problem.encode(rows, self.tokenizer, None, self.max_tokens)
+        return run(self.session, self.problem, encoded, self.pad_id, batch_size, advance)
+
+    def predict(self, rows: pl.DataFrame, batch_size: int = 64) -> pl.DataFrame:
+        """The answers: N rows in, N rows out."""
+        return self.problem.answer(self.outputs(rows, batch_size), self.signature, self.calibration)
+
+
+def load_runtime(folder: Path, threads: int) -> Runtime:
+    """Open an exported model. Raises DataError naming the file that is missing or damaged."""
+    from tokenizers import Tokenizer
+
+    for name in FILES:
+        if not (folder / name).exists():
+            raise DataError(f"{folder / name} is not here, so {folder} is not a whole exported model. Run `dvc repro`.")
+    facts = read_json(folder / "runtime.json")
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the Rust side raises Exception itself
+        raise DataError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from None
+    return Runtime(
+        problem=problems.load(facts["problem"]),
+        signature=facts["signature"],
+        calibration=facts["calibration"],
+        max_tokens=facts["max_tokens"],
+        pad_id=facts["pad_id"],
+        session=open_session(folder / "model.onnx", threads),
+        tokenizer=tokenizer,
+    )
+
+
+def open_session(path: Path, threads: int) -> "InferenceSession":
+    """An ONNX Runtime session on the processor, with a fixed number of threads so that sums have one order."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.use_deterministic_compute = True
+    options.log_severity_level = 3
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exceptions share no base but this
+        raise DataError(f"{path} cannot be loaded as an ONNX model: {error}") from None
+
+
+def run(
+    session: "InferenceSession",
+    problem: Problem,
+    encoded: pl.DataFrame,
+    pad_id: int,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda _: None,
+) -> dict[str, NDArray[Any]]:
+    """Run encoded rows in batches of like length, and give the arrays in the rows' own order.
+
+    Dynamic int8 quantisation draws its scales from a whole batch, so a row's numbers depend a little on its batch
+    mates; batches are therefore cut the same way each time.
+    """
+    order = encoded["input_ids"].list.len().arg_sort().to_numpy()
+    names = [output.name for output in session.get_outputs()]
+    wanted = {given.name for given in session.get_inputs()}
+    parts: list[list[NDArray[Any]]] = []
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = problem.batch(encoded[rows], pad_id)
+        parts.append(session.run(names, {name: array for name, array in batch.items() if name in wanted}))
+        advance(len(rows))
+    back = np.argsort(order, kind="stable")
+    return {name: np.concatenate([part[i] for part in parts])[back] for i, name in enumerate(names)} if parts else {}

@@ -1,0 +1,136 @@
+"""Stage tokenize: text to memory-mapped token shards, with the tokenizer that made them beside them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from tasks.params import Scratch, Tokenize, TrainedTokenizer
+from tasks.problems import Problem
+from tasks.progress import progress
+from tasks.shards import atomic_file, atomic_folder, read_shards, require_space, sha256_of, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Test rows are not among them: they are read by what is exported, from text, as a caller's would be.
+LEARNED_FROM = ("train", "validation")
+
+
+def tokenize(
+    clean: Path, tokens: Path, tally: Path, *, params: Tokenize, base: str | Scratch, problem: Problem
+) -> None:
+    """Write a shard of tokens for each split and shard of `clean`, and to `tally` how many rows were too long.
+
+    `tokens` holds `<split>-<shard>.arrow` (uncompressed Arrow IPC, so that train maps it into memory), `tokenizer/`,
+    and a manifest with the signature: what the model's outputs will mean.
+    """
+    shards = read_shards(clean)
+    # Uncompressed int32 tokens are about as large as the compressed text they come from, four times over.
+    require_space(tokens, 4 * sum(shard.path.stat().st_size for shard in shards))
+    targets = [problem.label] if problem.label else []
+    learned = pl.concat([shard.read().select("split", *targets) for shard in shards])
+    signature = problem.signature(learned.filter(pl.col("split") == "train"))
+    counts = {split: {"rows": 0, "tokens": 0, "truncated": 0} for split in LEARNED_FROM}
+    with atomic_folder(tokens) as folder:
+        tokenizer = _tokenizer(params, base, clean, problem)
+        tokenizer.save_pretrained(folder / "tokenizer")
+        backend = tokenizer.backend_tokenizer
+        entries = []
+        with progress("tokenize", total=len(learned), unit="rows") as advance:
+            for number, shard in enumerate(shards):
+                rows = shard.read()
+                for split in LEARNED_FROM:
+                    part = rows.filter(pl.col("split") == split)
+                    encoded = problem.encode(part, backend, signature, params.max_tokens)
+                    path = folder / f"{split}-{number:05d}.arrow"
+                    with atomic_file(path) as unfinished:
+                        encoded.write_ipc(unfinished, compression="uncompressed")
+                    entries.append({"name": path.name, "rows": len(encoded), "sha256": sha256_of(path)})
+                    counts[split]["rows"] += len(encoded)
+                    counts[split]["tokens"] += int(encoded["input_ids"].list.len().sum())
+                    counts[split]["truncated"] += int(encoded["truncated"].sum())
+                advance(len(rows))
+        facts = {
+            "max_tokens": params.max_tokens,
+            "pad_id": tokenizer.pad_token_id,
+            "shards": entries,
+            "signature": signature,
+            "vocabulary": len(tokenizer),
+        }
+        write_json(folder / "manifest.json", facts)
+    write_json(tally, {"splits": counts, "vocabulary": len(tokenizer)})
+
+
+def _tokenizer(params: Tokenize, base: str | Scratch, clean: Path, problem: Problem) -> "PreTrainedTokenizerBase":
+    from tasks.errors import ParamsError
+    from tasks.pretrained import load_tokenizer
+
+    if isinstance(params.tokenizer, TrainedTokenizer):
+        return train_tokenizer(params.tokenizer, _train_texts(clean, problem))
+    if isinstance(base, Scratch):
+        raise ParamsError(
+            "tokenize.tokenizer is 'base', but base is a scratch architecture, which has none. Name an algorithm and a "
+            "vocabulary: {algorithm: bpe, vocabulary: 8000}."
+        )
+    return load_tokenizer(base)
+
+
+def _train_texts(clean: Path, problem: Problem) -> Iterator[str]:
+    for shard in read_shards(clean):
+        rows = shard.read().filter(pl.col("split") == "train")
+        for column in problem.texts:
+            yield from rows[column].drop_nulls()
+
+
+def train_tokenizer(params: TrainedTokenizer, texts: Iterator[str]) -> "PreTrainedTokenizerBase":
+    """Learn a vocabulary from `texts`. BPE and Unigram fall back to bytes, so that no character is unknown to them."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
+    names: list[str] = list(special.values())
+    trainer: Any
+    match params.algorithm:
+        case "bpe":
+            tokenizer = Tokenizer(models.BPE())
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            tokenizer.decoder = decoders.ByteLevel()
+            trainer = trainers.BpeTrainer(
+                vocab_size=params.vocabulary,
+                special_tokens=names,
+                initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                show_progress=False,
+            )
+        case "wordpiece":
+            tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+            tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+            tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+            tokenizer.decoder = decoders.WordPiece()
+            trainer = trainers.WordPieceTrainer(vocab_size=params.vocabulary, special_tokens=names, show_progress=False)
+        case "unigram":
+            tokenizer = Tokenizer(models.Unigram())
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            tokenizer.decoder = decoders.ByteLevel()
+            trainer = trainers.UnigramTrainer(
+                vocab_size=params.vocabulary,
+                special_tokens=names,
+                initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                unk_token="[UNK]",
+                show_progress=False,
+            )
+    tokenizer.train_from_iterator(texts, trainer)
+    first, last = (tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", first), ("[SEP]", last)],
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)

@@ -1,0 +1,256 @@
+"""Stage train: transformers' Trainer on memory-mapped tokens, resumable at any step to the same bits.
+
+What makes it fast on a processor: batches of like length (no padding), bf16 matmuls where the processor has them, no
+dropout (its random numbers cost as much as the forward pass), and frozen embeddings (half of MiniLM's weights).
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import torch
+import transformers
+from torch.utils.data import Dataset, Sampler
+
+from tasks.errors import ParamsError
+from tasks.params import Scratch, Train
+from tasks.pretrained import quiet
+from tasks.problems import Problem, Signature
+from tasks.shards import atomic_folder, read_json, require_space, sha256_of, write_json
+from tasks.tokens import load_tokens
+from tasks.training import Journal, Progress, last_whole_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Batches are sorted by length within this many of them, and their order is drawn anew: long enough for batches without
+# padding, short enough that no two epochs have the same batches.
+_BATCHES_SORTED_TOGETHER = 50
+
+
+def train(
+    tokens: Path,
+    checkpoint: Path,
+    report: Path,
+    curve: Path,
+    live: Path,
+    work: Path,
+    *,
+    params: Train,
+    base: str | Scratch,
+    threads: int,
+    problem: Problem,
+) -> None:
+    """Write the weights of the best epoch to `checkpoint`, and to `report` and `curve` how they were found.
+
+    `work` keeps unfinished training under a hash of all that decides its result; killed and run again, it goes on from
+    the last whole checkpoint there and ends in the same bytes. `live` is DVCLive's folder, which holds rates.
+    """
+    facts = read_json(tokens / "manifest.json")
+    learned, held_out = (load_tokens(tokens, split) for split in ("train", "validation"))
+    torch.set_num_threads(threads)
+    quiet()
+    precision = choose_precision(params.precision)
+    unfinished = work / _key(tokens, params, base, threads, precision, problem)
+    for other in work.glob("*"):
+        if other != unfinished:  # of other data or params: nothing will ever go on from it
+            shutil.rmtree(other)
+    model = build(problem, base, facts["vocabulary"], facts["signature"], params)
+    # Two checkpoints with their optimizer's state, the best weights, and the result: about ten times the weights.
+    require_space(checkpoint, 10 * sum(p.numel() * p.element_size() for p in model.parameters()))
+    journal = Journal(unfinished, live, params, threads)
+    trainer = make_trainer(model, learned, held_out, params, precision, problem, facts["pad_id"], unfinished, journal)
+    resumed = last_whole_checkpoint(unfinished)
+    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    journal.close()
+
+    with atomic_folder(checkpoint) as folder:
+        for name in ("config.json", "model.safetensors"):
+            shutil.copyfile(journal.best_folder / name, folder / name)
+        shutil.copytree(tokens / "tokenizer", folder / "tokenizer")
+        kept = {name: facts[name] for name in ("max_tokens", "pad_id", "signature", "vocabulary")}
+        write_json(folder / "signature.json", {**kept, "base": _json(base), "problem": problem.name})
+    write_json(report, {**journal.summary(), "precision": precision, "threads": threads})
+    write_json(curve, journal.curve())
+    shutil.rmtree(unfinished)
+
+
+def choose_precision(asked: str) -> str:
+    """`auto` is bf16 where the processor multiplies it natively, else fp32."""
+    if asked != "auto":
+        return asked
+    has = torch.cpu.get_capabilities()
+    return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16") else "fp32"
+
+
+def build(
+    problem: Problem, base: str | Scratch, vocabulary: int, signature: Signature, params: Train
+) -> "PreTrainedModel":
+    """The model with its frozen parts, its new weights drawn from the seed. Raises ParamsError for a name in `freeze`
+    that no module has.
+    """
+    torch.manual_seed(params.seed)
+    model = problem.build(base, vocabulary, signature, dropout=params.dropout, attention=params.attention)
+    body = model.base_model
+    for prefix in params.freeze:
+        frozen = [weights for name, weights in body.named_parameters() if f"{name}.".startswith(f"{prefix}.")]
+        if not frozen:
+            known = sorted({".".join(name.split(".")[:3]) for name, _ in body.named_parameters()})
+            raise ParamsError(
+                f"train.freeze names {prefix!r}, but the model has no such module. Known: {', '.join(known)}."
+            )
+        for weights in frozen:
+            weights.requires_grad_(False)
+    return model
+
+
+class Rows(Dataset[int]):
+    """Row numbers. The collator fetches all rows of a batch at once, which is what a column store does well."""
+
+    def __init__(self, num_rows: int) -> None:
+        self._num_rows = num_rows
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def __getitem__(self, row: int) -> int:
+        return row
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Row numbers in an order drawn from (seed, epoch) alone, rows of like length next to each other.
+
+    transformers' own draws from the global generator, which a resumed run has left elsewhere.
+    """
+
+    def __init__(self, lengths: np.ndarray[Any, Any], batch_size: int, seed: int) -> None:
+        self._lengths = lengths
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate's loader before each epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        random = np.random.default_rng((self._seed, self._epoch))
+        order = random.permutation(len(self._lengths))
+        together = self._batch_size * _BATCHES_SORTED_TOGETHER
+        batches: list[np.ndarray[Any, Any]] = []
+        for start in range(0, len(order), together):
+            group = order[start : start + together]
+            group = group[np.argsort(-self._lengths[group], kind="stable")]
+            batches += [group[first : first + self._batch_size] for first in range(0, len(group), self._batch_size)]
+        # Only the last batch may be short, or the loader would cut all that follow at other places.
+        whole = [batch for batch in batches if len(batch) == self._batch_size]
+        short = [batch for batch in batches if len(batch) < self._batch_size]
+        for number in random.permutation(len(whole)):
+            yield from whole[number].tolist()
+        for batch in short:
+            yield from batch.tolist()
+
+
+def make_trainer(
+    model: "PreTrainedModel",
+    learned: pl.DataFrame,
+    held_out: pl.DataFrame,
+    params: Train,
+    precision: str,
+    problem: Problem,
+    pad_id: int,
+    folder: Path,
+    journal: Journal,
+) -> transformers.Trainer:
+    """transformers' Trainer over the encoded rows, with this project's sampler, checkpoints and journal."""
+    held_out = held_out.sort(pl.col("input_ids").list.len(), "id")
+    lengths = learned["input_ids"].list.len().to_numpy()
+
+    def collate(encoded: pl.DataFrame, rows: list[int]) -> dict[str, torch.Tensor]:
+        batch = encoded[rows]
+        journal.saw(batch["id"])
+        return {name: torch.from_numpy(array) for name, array in problem.batch(batch, pad_id).items()}
+
+    class LineTrainer(transformers.Trainer):
+        def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+            return LengthGroupedSampler(lengths, params.batch_size, params.seed)
+
+        def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader[Any]:
+            return torch.utils.data.DataLoader(
+                Rows(len(held_out)),
+                batch_size=params.batch_size,
+                collate_fn=lambda rows: {
+                    name: torch.from_numpy(array) for name, array in problem.batch(held_out[rows], pad_id).items()
+                },
+            )
+
+        def training_step(
+            self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+        ) -> torch.Tensor:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            journal.learned(float(loss), int(inputs["attention_mask"].sum()))
+            return loss
+
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        use_cpu=True,
+        seed=params.seed,
+        num_train_epochs=params.epochs,
+        per_device_train_batch_size=params.batch_size,
+        per_device_eval_batch_size=params.batch_size,
+        gradient_accumulation_steps=params.gradient_accumulation,
+        learning_rate=params.learning_rate,
+        lr_scheduler_type="linear",
+        warmup_steps=params.warmup,  # below 1 it is a share of all steps
+        weight_decay=params.weight_decay,
+        max_grad_norm=params.max_gradient_norm,
+        optim="adamw_torch_fused",
+        bf16=precision == "bf16",
+        eval_strategy="epoch",
+        save_strategy="steps",
+        save_steps=params.checkpoint_steps,
+        save_total_limit=2,
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    trainer = LineTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Rows(len(learned)),
+        eval_dataset=Rows(len(held_out)),
+        data_collator=lambda rows: collate(learned, rows),
+        callbacks=[journal, Progress()],
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer
+
+
+def _key(tokens: Path, params: Train, base: str | Scratch, threads: int, precision: str, problem: Problem) -> str:
+    """A hash of all that decides the result: data, params, code, versions of the frameworks."""
+    code = {name: sha256_of(Path(__file__).with_name(name)) for name in ("train.py", "training.py", "pretrained.py")}
+    parts = {
+        "base": _json(base),
+        "code": code,
+        "params": params.model_dump(mode="json"),
+        "precision": precision,
+        "problem": sha256_of(Path(__file__).parent / "problems" / f"{problem.name}.py"),
+        "threads": threads,
+        "tokens": sha256_of(tokens / "manifest.json"),
+        "versions": [torch.__version__, transformers.__version__],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _json(base: str | Scratch) -> Any:
+    return base if isinstance(base, str) else base.model_dump(mode="json")
