@@ -188,8 +188,10 @@ def explained_when_full(path: Path) -> Iterator[None]:
     """Turn a full disk into a sentence; what stood before still stands."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, pl.exceptions.PolarsError) as error:
+        # Polars writes in Rust and passes the system's error on as text.
+        code = error.errno if isinstance(error, OSError) else None
+        if code in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
             raise OutOfSpace(
                 f"The disk of {path.parent} is full. Nothing was replaced; make room and run it again."
             ) from None
