@@ -12,7 +12,7 @@ import pytest
 from tasks import problems
 from tasks.params import Model, Scratch, TrainedTokenizer, load_model
 from tasks.paths import Paths
-from tasks.shards import ShardWriter
+from tasks.shards import ShardWriter, write_json
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -28,16 +28,18 @@ class Line:
 @pytest.fixture(scope="session")
 def reviews() -> pl.DataFrame:
     """600 of the shipped film reviews as clean rows: `id`, `text`, `label`, `split`."""
-    rows = pl.read_parquet(REPOSITORY / "data/samples/reviews.parquet")
-    rows = rows.filter((pl.col("domain") == "movie") & (pl.col("score") != 0)).sort("id").gather_every(8).head(600)
-    split = pl.Series(["train", "train", "test", "train", "validation", "test"] * 100)
-    label = pl.when(pl.col("score") > 0).then(pl.lit("positive")).otherwise(pl.lit("negative"))
-    return rows.select(pl.col("id").cast(pl.String), "text", label.alias("label"), split=split)
+    rows = pl.read_parquet(REPOSITORY / "data/samples/reviews.parquet").filter(pl.col("domain") == "movie").sort("id")
+    good, bad = rows.filter(pl.col("score") > 0).head(300), rows.filter(pl.col("score") < 0).head(300)
+    both = pl.concat([good, bad]).select(pl.col("id").cast(pl.String), "text")
+    label = pl.Series("label", ["positive"] * 300 + ["negative"] * 300)
+    split = pl.Series("split", ["train", "train", "test", "train", "validation", "test"] * 100)
+    return both.with_columns(label, split).sort("id")
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory, reviews: pl.DataFrame) -> Line:
-    """A transformer of 2 layers and width 32, trained on the film reviews and exported: collect to candidate."""
+    """A transformer of 2 layers and width 32, trained on the film reviews, exported and evaluated."""
+    from tasks.evaluate import evaluate
     from tasks.export import export
     from tasks.tokenize import tokenize
     from tasks.train import train
@@ -45,6 +47,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, reviews: pl.DataFrame) -> Lin
     paths = Paths("tiny", tmp_path_factory.mktemp("line"))
     params = tiny_params()
     problem = problems.load(params.problem)
+    # JSON is YAML: the commands read the same parameters below this root.
+    dumped = params.model_dump(mode="json", by_alias=True, serialize_as_any=True)
+    write_json(paths.root / "params.yaml", {"models": {paths.model: dumped}})
     for folder, rows in ((paths.collected, reviews.drop("split")), (paths.clean, reviews)):
         folder.mkdir(parents=True)
         writer = ShardWriter(folder, 250, rows.schema)
@@ -74,6 +79,20 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, reviews: pl.DataFrame) -> Lin
         threads=params.threads,
         problem=problem,
     )
+    write_json(paths.report("validate"), {"rows": {"collected": 600, "valid": 600, "quarantined": 0}})
+    write_json(paths.report("clean"), {})
+    evaluate(
+        paths.candidate,
+        paths.clean,
+        paths.scores,
+        paths.report("evaluate"),
+        paths.plots,
+        paths.page("evaluate"),
+        paths.measured("serving"),
+        params=params.evaluate,
+        threads=params.threads,
+        problem=problem,
+    )
     return Line(paths, params)
 
 
@@ -97,7 +116,9 @@ def tiny_params(**deploy: Any) -> Model:
         update={
             "base": base,
             "tokenize": params.tokenize.model_copy(update={"tokenizer": tokenizer, "max_tokens": 48}),
-            "train": params.train.model_copy(update={"epochs": 1, "freeze": [], "learning_rate": 1e-3}),
+            "train": params.train.model_copy(
+                update={"epochs": 3, "batch_size": 16, "freeze": [], "learning_rate": 3e-3}
+            ),
             "deploy": params.deploy.model_copy(update=deploy),
         }
     )

@@ -1,0 +1,50 @@
+"""Answers for people: every row gets one, or the reason why it has none."""
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from tasks.release import Release
+from tasks.runtime import Runtime, load_runtime
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A release that is loaded, and what its answers look like."""
+
+    runtime: Runtime
+    version: str
+    columns: pl.Schema
+    """The answer's own columns; `reason` and `version` come behind them."""
+
+    def answer(self, rows: pl.DataFrame, batch_size: int) -> pl.DataFrame:
+        """For each row of the problem's inputs, in order: the answer, or nulls and a `reason`; and the `version`."""
+        inputs = self.runtime.problem.inputs
+        missing = [pl.when(pl.col(name).is_null()).then(pl.lit(f"{name} is missing")) for name in inputs]
+        blank = [
+            pl.when(pl.col(name).str.strip_chars() == "").then(pl.lit(f"{name} is empty"))
+            for name in inputs
+            if rows.schema[name] == pl.String()
+        ]
+        numbered = (
+            rows.select(inputs)
+            .with_row_index("number")
+            .with_columns(
+                id=pl.col("number").cast(pl.String),
+                reason=pl.coalesce([*missing, *blank, pl.lit(None, dtype=pl.String)]),
+            )
+        )
+        asked = numbered.filter(pl.col("reason").is_null())
+        answers = self.runtime.predict(asked, batch_size) if len(asked) else pl.DataFrame(schema=self.columns)
+        return (
+            numbered.select("number", "reason")
+            .join(answers.with_columns(asked["number"]), on="number", how="left", maintain_order="left")
+            .select(*self.columns, "reason", version=pl.lit(self.version))
+        )
+
+
+def open_answerer(release: Release) -> Answerer:
+    """Load a release that was checked."""
+    runtime = load_runtime(release.folder, release.manifest["parameters"]["threads"])
+    example = runtime.problem.examples().head(1)
+    return Answerer(runtime, release.version, runtime.predict(example).schema)

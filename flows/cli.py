@@ -1,0 +1,146 @@
+"""The `mill` command. What a command needs is imported inside it, so that help is there at once."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from tasks.errors import MillError
+
+REFUSED_CODE = 3
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A key of `models` in params.yaml.", show_default=False)]
+
+
+class _Explained(TyperGroup):
+    """Prints an explained failure as its message; any other exception is a defect and keeps its traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MillError as error:
+            print(f"mill {ctx.invoked_subcommand}: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            print(f"mill {ctx.invoked_subcommand}: interrupted. Run it again to go on.", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Explained,
+    help="From raw data to a gated, versioned model, one line for each model of params.yaml.",
+    epilog="Exit codes: 0 done, 1 an explained failure, 2 wrong usage, 3 a release was refused, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """The entry point."""
+    app()
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"mill {version('modelmill')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _always(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_say_version)
+    ] = False,
+) -> None:
+    from tasks.__main__ import stay_off_the_network
+
+    stay_off_the_network()
+
+
+@app.command()
+def run(
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="MODEL", help="Which models; all of params.yaml without.")
+    ] = None,
+) -> None:
+    """Bring models up to date: run what is stale of their lines, and put accepted releases in use.
+
+    Ends with a table of the stages and the verdict. Exits with 3 where a release was refused, 1 where a stage failed.
+    """
+    from flows.run import run as run_lines
+
+    raise typer.Exit(run_lines(models or []))
+
+
+@app.command()
+def predict(
+    model: Model,
+    texts: Annotated[
+        list[str], typer.Argument(metavar="TEXT", help="What to answer to; `-` reads lines from standard input.")
+    ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="A JSON object a line, with every field of the answer.")
+    ] = False,
+) -> None:
+    """Answer with the version in use: a line for each text, the fields separated by tabs, the version last."""
+    from flows.predict import predict as answer
+
+    answer(model, texts, as_json=as_json)
+
+
+@app.command()
+def score(
+    model: Model,
+    rows: Annotated[Path, typer.Argument(metavar="IN", help="A Parquet, CSV or JSON lines file, or a folder of them.")],
+    scored: Annotated[Path, typer.Argument(metavar="OUT.parquet", help="The rows, each with its answer.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an OUT.parquet that came from something else.")
+    ] = False,
+) -> None:
+    """Answer to every row of a file or a folder. Stopped at any moment and run again, it goes on.
+
+    OUT has the columns of IN, the answer's, `reason` where a row has none, and the `version` that answered. A column of
+    IN that has one of these names is called input_<name> there.
+    """
+    from flows.score import score as score_rows
+
+    score_rows(model, rows, scored, force=force)
+
+
+@app.command()
+def pull(model: Model) -> None:
+    """Look at the source, and pin what is there now: the next run collects it."""
+    from flows.pull import pull as pull_source
+
+    pull_source(model)
+
+
+@app.command()
+def admit(
+    model: Model,
+    mended: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="Mended rows, as JSON lines or Parquet.", show_default=False)
+    ] = None,
+) -> None:
+    """Take mended rows back in out of quarantine."""
+    from flows.admit import admit as admit_rows
+
+    admit_rows(model, mended)
+
+
+@app.command()
+def report() -> None:
+    """Build reports/index.html, the page over all models."""
+    from flows.index import build_index
+
+    print(build_index(Path()))
+
+
+if __name__ == "__main__":
+    main()
