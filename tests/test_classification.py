@@ -176,7 +176,7 @@ def test_curves_add_up_to_the_metrics(names: list[str]) -> None:
     gap = sum(point["rows"] * abs(point["accuracy"] - point["confidence"]) for point in curves["reliability"]) / 500
     assert gap == pytest.approx(found["expected_calibration_error"][0], abs=1e-5)
     assert curves["precision_recall"][-1]["recall"] == 1
-    assert len(curves["precision_recall"]) <= 200
+    assert len(curves["precision_recall"]) <= 100
 
 
 def test_the_curve_of_two_labels_passes_through_the_points_of_scikit_learn() -> None:

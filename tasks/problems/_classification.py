@@ -37,7 +37,8 @@ HIGHER_IS_BETTER: Mapping[str, bool] = {
 # As scikit-learn has it: a probability of 0 given to the truth costs a lot, but not infinitely much.
 _SMALLEST_PROBABILITY = float(np.finfo(np.float64).eps)
 
-_CURVE_POINTS = 200
+_CURVE_POINTS = 100
+_SMALL_MATRIX = 20
 
 
 def label_numbers(labels: pl.Series, names: Sequence[str]) -> Integers:
@@ -156,7 +157,7 @@ def curves(
     """Points to plot: the cells of the confusion matrix, reliability by bin, and precision over recall.
 
     Precision over recall is that of the second label where there are two, else that of all labels' decisions pooled.
-    Cells without rows are left out off the diagonal, and bins without rows everywhere.
+    Bins without rows are left out, and so are a large matrix's cells without rows, except on its diagonal.
     """
     return {
         "confusion": _confusion(actual_N, probabilities_NK.argmax(axis=1), names),
@@ -252,7 +253,8 @@ def _ranking_metrics(scores_N: Floats, positive_N: NDArray[np.bool_], weights_RN
 def _confusion(actual_N: Integers, predicted_N: Integers, names: Sequence[str]) -> list[dict[str, Any]]:
     num_labels = len(names)
     counts = dict(zip(*np.unique(actual_N * num_labels + predicted_N, return_counts=True), strict=True))
-    cells = sorted({*map(int, counts), *range(0, num_labels**2, num_labels + 1)})
+    always = range(0, num_labels**2, 1 if num_labels <= _SMALL_MATRIX else num_labels + 1)
+    cells = sorted({*map(int, counts), *always})
     return [
         {
             "actual": names[cell // num_labels],
