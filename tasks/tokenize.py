@@ -1,6 +1,9 @@
 """Stage tokenize: text to memory-mapped token shards, with the tokenizer that made them beside them."""
 
-from collections.abc import Iterator
+import io
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,8 @@ from tasks.progress import progress
 from tasks.shards import atomic_file, atomic_folder, read_shards, require_space, sha256_of, write_json
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from tokenizers.pre_tokenizers import ByteLevel
     from transformers import PreTrainedTokenizerBase
 
 # Test rows are not among them: they are read by what is exported, from text, as a caller's would be.
@@ -84,7 +89,7 @@ def _train_texts(clean: Path, problem: Problem) -> Iterator[str]:
             yield from rows[column].drop_nulls()
 
 
-def train_tokenizer(params: TrainedTokenizer, texts: Iterator[str]) -> "PreTrainedTokenizerBase":
+def train_tokenizer(params: TrainedTokenizer, texts: Iterable[str]) -> "PreTrainedTokenizerBase":
     """Learn a vocabulary from `texts`. BPE and Unigram fall back to bytes, so that no character is unknown to them."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -114,19 +119,23 @@ def train_tokenizer(params: TrainedTokenizer, texts: Iterator[str]) -> "PreTrain
             tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
             tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
             tokenizer.decoder = decoders.WordPiece()
-            trainer = trainers.WordPieceTrainer(vocab_size=params.vocabulary, special_tokens=names, show_progress=False)
-        case "unigram":
-            tokenizer = Tokenizer(models.Unigram())
-            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            tokenizer.decoder = decoders.ByteLevel()
-            trainer = trainers.UnigramTrainer(
-                vocab_size=params.vocabulary,
-                special_tokens=names,
-                initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-                unk_token="[UNK]",
-                show_progress=False,
+            texts = list(texts)
+            inner = [f"##{letter}" for letter in _letters(texts, tokenizer)]
+            trainer = trainers.WordPieceTrainer(
+                vocab_size=params.vocabulary, special_tokens=names + inner, show_progress=False
             )
-    tokenizer.train_from_iterator(texts, trainer)
+        case "unigram":
+            byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            pieces = _unigram_pieces(texts, byte_level, params.vocabulary - len(names))
+            tokenizer = Tokenizer(models.Unigram([(name, 0.0) for name in names] + pieces, unk_id=names.index("[UNK]")))
+            tokenizer.pre_tokenizer = byte_level
+            tokenizer.decoder = decoders.ByteLevel()
+            tokenizer.add_special_tokens(names)
+            trainer = None
+    if trainer is not None:
+        tokenizer.train_from_iterator(texts, trainer)
+    if params.algorithm == "wordpiece":
+        tokenizer = _without_special_letters(tokenizer, names)
     first, last = (tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]"))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -134,3 +143,63 @@ def train_tokenizer(params: TrainedTokenizer, texts: Iterator[str]) -> "PreTrain
         special_tokens=[("[CLS]", first), ("[SEP]", last)],
     )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def _letters(texts: Iterable[str], tokenizer: "Tokenizer") -> list[str]:
+    """Every character that is left after normalisation, sorted."""
+    return sorted(
+        {letter for text in texts for letter in tokenizer.normalizer.normalize_str(text) if not letter.isspace()}
+    )
+
+
+def _without_special_letters(trained: "Tokenizer", names: list[str]) -> "Tokenizer":
+    """The same tokenizer with no special tokens but `names`.
+
+    The trainer numbers the letters inside of words (##a) in the order of a hash map with a random seed, and breaks ties
+    by those numbers, so that each run gives another vocabulary. Letters declared special are numbered as given.
+    """
+    from tokenizers import Tokenizer, models
+
+    tokenizer = Tokenizer(models.WordPiece(trained.get_vocab(), unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = trained.normalizer, trained.pre_tokenizer
+    tokenizer.decoder = trained.decoder
+    tokenizer.add_special_tokens(names)
+    return tokenizer
+
+
+def _unigram_pieces(texts: Iterable[str], byte_level: "ByteLevel", vocabulary: int) -> list[tuple[str, float]]:
+    """Pieces with their log probabilities (Kudo 2018), every byte among them.
+
+    By sentencepiece on one thread, since tokenizers' own trainer gives other probabilities at each run.
+    """
+    import sentencepiece
+
+    words = Counter(word for text in texts for word, _ in byte_level.pre_tokenize_str(text))
+    counted = sorted(words.items()) + [(letter, 1) for letter in sorted(byte_level.alphabet())]
+    model = io.BytesIO()
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", suffix=".tsv") as file:
+        file.writelines(f"{word}\t{count}\n" for word, count in counted)
+        file.flush()
+        sentencepiece.SentencePieceTrainer.train(
+            input=file.name,
+            input_format="tsv",
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocabulary + 1,  # its own unknown piece is left out below
+            hard_vocab_limit=False,
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            split_by_whitespace=False,
+            split_by_unicode_script=False,
+            split_by_number=False,
+            unk_id=0,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            num_threads=1,
+            minloglevel=2,
+        )
+    learned = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    return [(learned.id_to_piece(number), learned.get_score(number)) for number in range(1, learned.get_piece_size())]

@@ -11,10 +11,10 @@ from tasks.shards import read_json
 def load_tokens(tokens: Path, split: str) -> pl.DataFrame:
     """The encoded rows of one split. Raises DataError where there are none."""
     paths = [tokens / entry["name"] for entry in read_json(tokens / "manifest.json")["shards"]]
-    encoded = pl.concat([_map(path) for path in paths if path.name.startswith(f"{split}-")], rechunk=False)
-    if encoded.is_empty():
+    parts = [_map(path) for path in paths if path.name.startswith(f"{split}-")]
+    if not any(len(part) for part in parts):
         raise DataError(f"{tokens}: the {split} split has no rows. Collect more, or change clean.split.")
-    return encoded
+    return pl.concat(parts, rechunk=False)
 
 
 def _map(path: Path) -> pl.DataFrame:

@@ -1,0 +1,51 @@
+# The commands that people and CI use. `make` alone lists them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(CURDIR)/$(VENV)/bin
+export PATH := $(BIN):$(PATH)
+
+.PHONY: help install run test test-slow check bench lock clean
+
+help:            ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed  ## make .venv with the exact versions of requirements.lock
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "modelmill needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo 'Python cannot make environments here. On Debian: apt-get install python3-venv'; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --editable .
+	$(BIN)/python -m pip check
+	@touch $@
+
+run: install     ## run the line for every model, and show what it made
+	mill run
+
+test: install    ## run the tests
+	python -m pytest
+
+test-slow: install  ## run the tests that take minutes as well
+	python -m pytest -m 'slow or not slow' --timeout 3600
+
+check: install   ## style, types, and who may import whom
+	ruff check
+	ruff format --check
+	mypy
+	lint-imports
+
+bench: install   ## measure what the README says, and print the figures
+	python -m tests.benchmarks.training
+	python -m tests.benchmarks.clean
+	python -m tests.benchmarks.noop
+
+lock:            ## resolve pyproject.toml anew into requirements.lock, as near to the old versions as it allows
+	folder=$$(mktemp -d) && $(PYTHON) -m venv $$folder \
+	  && $$folder/bin/python -m pip install --quiet --constraint requirements.lock '.[dev]' \
+	  && $$folder/bin/python -m pip freeze --exclude modelmill > requirements.lock.new \
+	  && mv requirements.lock.new requirements.lock; rm -rf $$folder
+
+clean:           ## remove what tools leave behind; data, models and the environment stay
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
+	find flows tasks tests -name __pycache__ -type d -prune -exec rm -rf {} +

