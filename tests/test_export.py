@@ -1,0 +1,138 @@
+import numpy as np
+import onnx
+import polars as pl
+import pytest
+import torch
+
+from tasks import problems
+from tasks.errors import DataError, LineStopped
+from tasks.export import export
+from tasks.runtime import load_runtime
+from tasks.shards import read_json, sha256_of
+from tasks.tokens import load_tokens
+from tests.conftest import REPOSITORY, Line
+
+PROBLEM = problems.load("text_classification")
+
+
+def run(line: Line, out, **changes):
+    params = line.params.export.model_copy(update=changes)
+    paths = line.paths
+    export(
+        paths.checkpoint,
+        paths.tokens,
+        out / "candidate",
+        out / "export.json",
+        params=params,
+        threads=line.params.threads,
+        problem=PROBLEM,
+    )
+    return out / "candidate"
+
+
+@pytest.fixture(scope="module")
+def exported(tiny: Line, tmp_path_factory):
+    """The tiny line's checkpoint, exported both ways."""
+    out = tmp_path_factory.mktemp("exported")
+    return {variant: run(tiny, out / variant, variants=[variant]) for variant in ("fp32", "int8")}
+
+
+def torch_probabilities(line: Line, rows: pl.DataFrame) -> np.ndarray:
+    """The checkpoint's own answer, one text at a time, by transformers alone."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(line.paths.checkpoint).eval()
+    tokenizer = AutoTokenizer.from_pretrained(line.paths.checkpoint / "tokenizer")
+    length = line.params.tokenize.max_tokens
+    with torch.inference_mode():
+        logits = [
+            model(**tokenizer(text, truncation=True, max_length=length, return_tensors="pt")).logits[0]
+            for text in rows["text"]
+        ]
+    return torch.stack(logits).softmax(-1).numpy()
+
+
+@pytest.mark.parametrize(("variant", "tolerance"), [("fp32", 1e-5), ("int8", 0.1)])
+def test_what_is_exported_answers_as_transformers_does(tiny: Line, exported, reviews, variant, tolerance):
+    rows = reviews.filter(pl.col("split") == "test").head(50)
+    outputs = load_runtime(exported[variant], 2).outputs(rows.select("id", "text"))
+    found = torch.from_numpy(outputs["logits"]).softmax(-1).numpy()
+    assert np.abs(found - torch_probabilities(tiny, rows)).max() < tolerance
+
+
+def test_the_pooled_embedding_does_not_depend_on_padding(exported, reviews):
+    runtime = load_runtime(exported["fp32"], 2)
+    rows = reviews.head(40).select("id", "text")
+    together = runtime.outputs(rows, batch_size=40)["pooled_embedding"]
+    alone = runtime.outputs(rows, batch_size=1)["pooled_embedding"]
+    assert together.shape == (40, 32)
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_answers_come_in_the_order_of_the_rows(exported, reviews):
+    runtime = load_runtime(exported["fp32"], 2)
+    rows = reviews.head(100).select("id", "text")
+    order = np.random.default_rng(0).permutation(100)
+    straight, shuffled = runtime.outputs(rows), runtime.outputs(rows[order])
+    np.testing.assert_allclose(straight["logits"][order], shuffled["logits"], atol=1e-5)
+
+
+def test_the_first_variant_within_the_limits_is_released(tiny: Line, tmp_path):
+    run(tiny, tmp_path / "a", variants=["int8", "fp32"], max_probability_difference=1.0, max_changed_answers=1.0)
+    run(tiny, tmp_path / "b", variants=["int8", "fp32"], max_probability_difference=1e-5, max_changed_answers=0.0)
+    assert read_json(tmp_path / "a" / "export.json")["released"] == "int8"
+    assert read_json(tmp_path / "b" / "export.json")["released"] == "fp32"
+    assert set(read_json(tmp_path / "b" / "export.json")["variants"]) == {"fp32", "int8"}
+
+
+def test_no_variant_within_the_limits_stops_the_line_with_the_figures(tiny: Line, tmp_path):
+    with pytest.raises(LineStopped, match=r"No exported variant .* int8: probability differs by up to 0\.0"):
+        run(tiny, tmp_path, variants=["int8"], max_probability_difference=0.0, max_changed_answers=0.0)
+    assert not (tmp_path / "candidate").exists()
+
+
+def test_int8_is_a_fraction_of_the_size(exported):
+    sizes = {variant: (folder / "model.onnx").stat().st_size for variant, folder in exported.items()}
+    assert sizes["int8"] < 0.7 * sizes["fp32"]
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(tiny: Line, exported, tmp_path):
+    again = run(tiny, tmp_path, variants=["int8"])
+    for name in ("model.onnx", "runtime.json", "tokenizer.json"):
+        assert sha256_of(again / name) == sha256_of(exported["int8"] / name)
+
+
+def test_no_path_of_the_exporting_machine_is_in_the_file(exported):
+    content = (exported["fp32"] / "model.onnx").read_bytes()
+    assert str(REPOSITORY).encode() not in content
+    assert b"site-packages" not in content
+    onnx.checker.check_model(onnx.load_from_string(content))
+
+
+def test_a_temperature_makes_held_out_probabilities_no_worse(tiny: Line, exported):
+    runtime = load_runtime(exported["int8"], 2)
+    held_out = load_tokens(tiny.paths.tokens, "validation")
+    from tasks.runtime import run as run_encoded
+
+    outputs = run_encoded(runtime.session, PROBLEM, held_out.drop("label"), runtime.pad_id, 64)
+
+    def log_loss(calibration):
+        answers = PROBLEM.answer(outputs, runtime.signature, calibration)
+        right = np.array(answers["probabilities"].to_list())[np.arange(len(held_out)), held_out["label"].to_numpy()]
+        return -np.log(right).mean()
+
+    assert log_loss(runtime.calibration) <= log_loss({"temperature": 1.0}) + 1e-9
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "runtime.json"])
+def test_a_missing_or_damaged_file_of_a_model_is_named(exported, tmp_path, name):
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(exported["int8"], folder)
+    (folder / name).write_bytes(b"not what it was")
+    with pytest.raises(DataError, match=name.replace(".", r"\.")):
+        load_runtime(folder, 1)
+    (folder / name).unlink()
+    with pytest.raises(DataError, match=name.replace(".", r"\.")):
+        load_runtime(folder, 1)
