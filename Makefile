@@ -43,7 +43,8 @@ bench: install   ## measure what the README says, and print the figures
 lock:            ## resolve pyproject.toml anew into requirements.lock, as near to the old versions as it allows
 	folder=$$(mktemp -d) && $(PYTHON) -m venv $$folder \
 	  && $$folder/bin/python -m pip install --quiet --constraint requirements.lock '.[dev]' \
-	  && $$folder/bin/python -m pip freeze --exclude modelmill > requirements.lock.new \
+	  && { grep '^#' requirements.lock; $$folder/bin/python -m pip freeze --exclude modelmill | sed 's/+cpu$$//'; } \
+	       > requirements.lock.new \
 	  && mv requirements.lock.new requirements.lock; rm -rf $$folder
 
 clean:           ## remove what tools leave behind; data, models and the environment stay
