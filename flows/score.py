@@ -66,6 +66,8 @@ def score(model: str, rows: Path, scored: Path, *, force: bool) -> None:
     )
     inputs = [_look_at(source, options, found, answerer.runtime.problem) for found in source.partitions(options, [])]
     num_rows = sum(given.num_rows for given in inputs)
+    if num_rows == 0:
+        raise DataError(f"{rows} has no rows, so there is nothing to answer to.")
     stamp = _stamp(model, answerer.version, inputs)
     if scored.exists() and not force:
         if _stamp_of(scored) == stamp:
@@ -185,12 +187,10 @@ def _to_arrow(rows: pl.DataFrame) -> "pyarrow.Table":
 
 def _together(schemas: Sequence[pl.Schema], where: Path) -> pl.Schema:
     """One schema that holds all of them."""
+    if not schemas:
+        return pl.Schema()
     try:
-        return (
-            pl.concat([pl.DataFrame(schema=schema) for schema in schemas], how="diagonal_relaxed").schema
-            if schemas
-            else pl.Schema()
-        )
+        return pl.concat([pl.DataFrame(schema=schema) for schema in schemas], how="diagonal_relaxed").schema
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{where}: a column has two types that do not go together. {error}") from None
 

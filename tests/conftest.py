@@ -47,9 +47,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, reviews: pl.DataFrame) -> Lin
     paths = Paths("tiny", tmp_path_factory.mktemp("line"))
     params = tiny_params()
     problem = problems.load(params.problem)
-    # JSON is YAML: the commands read the same parameters below this root.
-    dumped = params.model_dump(mode="json", by_alias=True, serialize_as_any=True)
-    write_json(paths.root / "params.yaml", {"models": {paths.model: dumped}})
     for folder, rows in ((paths.collected, reviews.drop("split")), (paths.clean, reviews)):
         folder.mkdir(parents=True)
         writer = ShardWriter(folder, 250, rows.schema)
@@ -96,6 +93,20 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, reviews: pl.DataFrame) -> Lin
     return Line(paths, params)
 
 
+@pytest.fixture(scope="session")
+def released(tiny: Line, tmp_path_factory: pytest.TempPathFactory) -> Line:
+    """The tiny model with a release that is accepted, and with the params.yaml that made it."""
+    from tasks.deploy import deploy
+
+    root = tmp_path_factory.mktemp("released") / "line"
+    shutil.copytree(tiny.paths.root, root)
+    line = Line(Paths(tiny.paths.model, root), tiny_params(floors={}, must_beat_baselines=False))
+    write_params(line)
+    paths, problem = line.paths, problems.load(line.params.problem)
+    deploy(paths, paths.release, paths.report("deploy"), params=line.params, problem=problem)
+    return line
+
+
 @pytest.fixture
 def copied(tmp_path: Path) -> Callable[[Line], Line]:
     """A line of one's own to change."""
@@ -105,6 +116,12 @@ def copied(tmp_path: Path) -> Callable[[Line], Line]:
         return Line(Paths(line.paths.model, tmp_path / "line"), line.params)
 
     return copy
+
+
+def write_params(line: Line) -> None:
+    """A params.yaml at the root with this model alone. JSON is YAML."""
+    dumped = line.params.model_dump(mode="json", by_alias=True, serialize_as_any=True)
+    write_json(line.paths.root / "params.yaml", {"models": {line.paths.model: dumped}})
 
 
 def tiny_params(**deploy: Any) -> Model:

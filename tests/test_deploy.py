@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from conftest import Line, tiny_params
 from huggingface_hub import ModelCard
 
 from tasks import problems
@@ -19,6 +18,7 @@ from tasks.params import Deploy
 from tasks.release import open_release, read_release
 from tasks.runtime import load_runtime
 from tasks.shards import ShardWriter, read_json, sha256_of
+from tests.conftest import Line, tiny_params
 
 PROBLEM = problems.load("text_classification")
 
