@@ -1,0 +1,179 @@
+"""dvc.yaml held against the code, and the whole line run by DVC on a model small enough for a test."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import grimp
+import pytest
+from ruamel.yaml import YAML
+
+from tasks.paths import STAGES
+from tasks.shards import read_json, sha256_of
+from tests.conftest import REPOSITORY
+
+PROBLEM, SOURCE = "text_classification", "files"
+
+# What a stage may import without depending on it: these say things to people and change no output.
+SPEAK_ONLY = {"tasks", "tasks.__main__", "tasks.errors", "tasks.pages", "tasks.paths", "tasks.progress"}
+
+# What a problem imports to build a model or to judge one, which only these stages ask it for. The test of the running
+# line proves that the others never load it.
+ASKED_FOR_BY = {
+    "tasks.pretrained": {"tokenize", "train", "export"},
+}
+
+
+def dependencies(stage: str) -> set[str]:
+    """The modules of a stage's own `deps`, for the shipped model."""
+    block = YAML(typ="safe").load((REPOSITORY / "dvc.yaml").read_text())["stages"][stage]["do"]
+    deps = [dep.replace("${item.problem}", PROBLEM).replace("${item.source}", SOURCE) for dep in block["deps"]]
+    return {_module(dep) for dep in deps if dep.endswith(".py")}
+
+
+def _module(path: str) -> str:
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_all_the_code_that_it_imports_and_on_no_other(stage):
+    graph = grimp.build_graph("tasks")
+    roots = {f"tasks.{stage}"}
+    for kind, name in (("problems", PROBLEM), ("sources", SOURCE)):
+        if f"tasks.{kind}" in graph.find_upstream_modules(f"tasks.{stage}"):
+            roots.add(f"tasks.{kind}.{name}")
+    imported = roots.union(*(graph.find_upstream_modules(root) for root in roots)) - SPEAK_ONLY
+    imported -= {module for module, stages in ASKED_FOR_BY.items() if stage not in stages}
+    assert dependencies(stage) == imported
+
+
+def test_every_stage_has_its_word_everywhere():
+    blocks = YAML(typ="safe").load((REPOSITORY / "dvc.yaml").read_text())["stages"]
+    assert tuple(blocks) == STAGES
+    for stage in STAGES:
+        assert (REPOSITORY / "tasks" / f"{stage}.py").exists()
+        assert blocks[stage]["do"]["cmd"] == f"python -m tasks {stage} ${{key}}"
+        assert (REPOSITORY / "tests" / f"test_{stage}.py").exists()
+
+
+TINY = {
+    "architecture": "bert",
+    "hidden_size": 32,
+    "layers": 2,
+    "heads": 2,
+    "feed_forward_size": 64,
+    "max_positions": 64,
+}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+@dataclass
+class Project:
+    """A clone with one tiny model, and what each stage said when it ran alone."""
+
+    root: Path
+    loaded: dict[str, set[str]]
+
+    def dvc(self, *arguments: str, check: bool = True, **env: str) -> str:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            ["dvc", *arguments],
+            cwd=self.root,
+            env={**os.environ, "PATH": path, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert not check or done.returncode == 0, done.stdout[-3000:]
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Project:
+    """This repository's files, its model cut down, each stage run once through DVC."""
+    root = tmp_path_factory.mktemp("clone") / "modelmill"
+    root.mkdir()
+    tracked = _git(REPOSITORY, "ls-files", "--cached", "--others", "--exclude-standard")
+    for name in tracked.splitlines():
+        if name.startswith(("tests/", "reports/", "dvc.lock")) or not (REPOSITORY / name).is_file():
+            continue
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, root / name)
+    yaml = YAML()
+    params = yaml.load(root / "params.yaml")
+    model = params["models"]["reviews"]
+    model["base"] = dict(TINY)
+    model["collect"]["where"] += " AND id LIKE 'movie-1%'"
+    model["validate"]["table"][0]["expect_table_row_count_to_be_between"]["min_value"] = 100
+    model["tokenize"] = {"tokenizer": {"algorithm": "wordpiece", "vocabulary": 800}, "max_tokens": 48}
+    model["train"].update(epochs=1, freeze=[], learning_rate=1e-3)
+    model["clean"]["min_rows"] = 100
+    model["deploy"].update(floors={"accuracy": 0.1}, must_beat_baselines=False)
+    yaml.dump(params, root / "params.yaml")
+    _git(root, "init", "-q")
+    _git(root, "config", "user.name", "t")
+    _git(root, "config", "user.email", "t@localhost")
+    _git(root, "add", "-A")
+    _git(root, "commit", "-qm", "all")
+    project = Project(root, {})
+    for stage in STAGES:
+        said = project.dvc("repro", "-s", f"{stage}@reviews", PYTHONPROFILEIMPORTTIME="1")
+        project.loaded[stage] = set(re.findall(r"^import time:.*\| +(tasks[\w.]*)$", said, re.MULTILINE))
+    return project
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_running_stage_loads_no_code_that_it_does_not_depend_on(project, stage):
+    assert f"tasks.{stage}" in project.loaded[stage]
+    assert project.loaded[stage] - SPEAK_ONLY <= dependencies(stage)
+
+
+def test_a_line_that_has_run_has_nothing_to_do(project):
+    assert "up to date" in project.dvc("repro")
+    assert project.dvc("status").strip().endswith("up to date.")
+
+
+def test_nothing_that_git_keeps_is_left_out_and_nothing_else_comes_in(project):
+    new = {line[3:] for line in _git(project.root, "status", "--short").splitlines()}
+    assert new <= {"dvc.lock", "reports/"}
+    assert (project.root / "reports/reviews/evaluate.json").exists()
+
+
+def test_the_line_run_again_from_nothing_gives_the_same_bytes(project):
+    before = (project.root / "dvc.lock").read_bytes()
+    for made in ("data/reviews/collect", "models", "reports"):
+        shutil.rmtree(project.root / made)
+    project.dvc("repro", "--force", "--no-run-cache")
+    assert (project.root / "dvc.lock").read_bytes() == before
+
+
+def test_a_change_of_the_learning_rate_redoes_train_and_what_follows(project):
+    said = project.dvc("status", check=False)
+    assert said.strip().endswith("up to date.")
+    params = project.root / "params.yaml"
+    kept = params.read_text()
+    params.write_text(kept.replace("learning_rate: 0.001", "learning_rate: 0.002"))
+    assert params.read_text() != kept
+    said = project.dvc("repro", "--dry")
+    params.write_text(kept)
+    assert re.findall(r"Running stage '(\w+)@reviews'", said) == ["train", "export", "evaluate", "deploy"]
+
+
+def test_what_a_clock_said_is_no_output_but_dvc_shows_it(project):
+    shown = project.dvc("metrics", "show", "--json")
+    assert "wall_seconds" in shown
+    assert "measured" not in (project.root / "dvc.lock").read_text()
+
+
+def test_the_release_names_the_data_it_was_learned_from(project):
+    manifest = read_json(project.root / "models/reviews/release/manifest.json")
+    collected = sha256_of(project.root / "data/reviews/collect/manifest.json")
+    assert collected in str(manifest)
