@@ -1,0 +1,228 @@
+"""The problem contract, over every file of tasks/problems/: a new file is tested by existing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from tasks import problems
+from tasks.params import Scratch
+from tasks.problems import Problem
+
+NAMES = sorted(path.stem for path in Path(problems.__file__).parent.glob("[!_]*.py"))
+SCRATCH = Scratch(architecture="bert", hidden_size=16, layers=1, heads=2, feed_forward_size=32, max_positions=64)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def problem(request: pytest.FixtureRequest) -> Problem:
+    return problems.load(request.param)
+
+
+@pytest.fixture(scope="module")
+def signature(problem: Problem) -> Any:
+    return problem.signature(problem.examples())
+
+
+@pytest.fixture(scope="module")
+def baselines(problem: Problem, signature: Any) -> dict[str, pl.DataFrame]:
+    return problem.baselines(problem.examples(), problem.examples(), signature, seed=1)
+
+
+@pytest.fixture(scope="module")
+def encoded(problem: Problem, signature: Any) -> pl.DataFrame:
+    return problem.encode(problem.examples(), tokenizer(problem), signature, max_tokens=32)
+
+
+@pytest.fixture(scope="module")
+def outputs(problem: Problem, signature: Any, encoded: pl.DataFrame) -> dict[str, Any]:
+    """What a model with random weights says to the examples."""
+    import torch
+
+    torch.manual_seed(0)
+    model = problem.build(SCRATCH, tokenizer(problem).get_vocab_size(), signature, dropout=0.0, attention="eager")
+    batch = problem.batch(encoded.drop("label", strict=False), pad_id=0)
+    with torch.inference_mode():
+        arrays = problem.exportable(model.eval())(**{name: torch.from_numpy(array) for name, array in batch.items()})
+    return dict(zip(problem.outputs, (array.numpy() for array in arrays), strict=True))
+
+
+def tokenizer(problem: Problem) -> Any:
+    """A small real tokenizer that learned the words of the examples."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    texts = [text for column in problem.texts for text in problem.examples()[column]]
+    words.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=["[PAD]", "[UNK]"], show_progress=False))
+    return words
+
+
+def test_a_problem_has_its_files_name_and_its_examples_have_its_columns(problem: Problem) -> None:
+    examples = problem.examples()
+    assert problem.name in NAMES
+    assert problems.load(problem.name) is problem
+    assert {name: examples.schema[name] for name in problem.columns} == problem.columns
+    assert examples["id"].n_unique() == len(examples) >= 4
+    assert {*problem.texts, *problem.inputs} <= set(problem.columns)
+    assert problem.label is None or problem.label in problem.columns
+    assert "pooled_embedding" in problem.outputs
+
+
+def test_the_headline_is_a_metric_with_a_direction(problem: Problem) -> None:
+    assert problem.headline in problem.higher_is_better
+
+
+def test_a_signature_survives_json_and_does_not_depend_on_the_order_of_rows(problem: Problem, signature: Any) -> None:
+    assert json.loads(json.dumps(signature)) == signature
+    assert problem.signature(problem.examples().reverse()) == signature
+
+
+def test_encoding_keeps_ids_and_order_and_gives_targets_only_with_a_signature(
+    problem: Problem, encoded: pl.DataFrame
+) -> None:
+    request = problem.encode(problem.examples().select("id", *problem.inputs), tokenizer(problem), None, max_tokens=32)
+    assert encoded["id"].equals(problem.examples()["id"])
+    assert "label" in encoded.columns
+    assert "label" not in request.columns
+    assert request["input_ids"].equals(encoded["input_ids"])
+
+
+def test_truncation_is_said_of_the_rows_that_it_met(problem: Problem, encoded: pl.DataFrame) -> None:
+    assert not encoded["truncated"].any()
+    shortest = encoded["input_ids"].list.len().min()
+    assert isinstance(shortest, int)
+    short = problem.encode(problem.examples(), tokenizer(problem), None, max_tokens=shortest)
+    assert short["input_ids"].list.len().max() == shortest
+    assert short["truncated"].to_list() == (encoded["input_ids"].list.len() > shortest).to_list()
+
+
+def test_a_batch_is_as_long_as_its_longest_row(problem: Problem, encoded: pl.DataFrame) -> None:
+    batch = problem.batch(encoded, pad_id=0)
+    assert batch["input_ids"].shape == (len(encoded), encoded["input_ids"].list.len().max())
+    assert batch["attention_mask"].sum(axis=1).tolist() == encoded["input_ids"].list.len().to_list()
+    assert len(batch["labels"]) == len(encoded)
+    assert all(len(array) == len(encoded) for array in batch.values())
+
+
+def test_outputs_do_not_depend_on_padding(
+    problem: Problem, signature: Any, encoded: pl.DataFrame, outputs: dict[str, Any]
+) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    model = problem.build(SCRATCH, tokenizer(problem).get_vocab_size(), signature, dropout=0.0, attention="eager")
+    alone = problem.batch(encoded.head(1).drop("label"), pad_id=0)
+    with torch.inference_mode():
+        arrays = problem.exportable(model.eval())(**{name: torch.from_numpy(array) for name, array in alone.items()})
+    for name, array in zip(problem.outputs, arrays, strict=True):
+        np.testing.assert_allclose(array.numpy()[0], outputs[name][0], atol=1e-6)
+
+
+def test_a_model_is_no_way_from_itself_and_some_way_from_another(problem: Problem, outputs: dict[str, Any]) -> None:
+    assert problem.compare(outputs, outputs) == (0.0, 0.0)
+    difference, changed = problem.compare(outputs, {name: -5 * array for name, array in outputs.items()})
+    assert difference > 0
+    assert 0 < changed <= 1
+
+
+def test_every_row_gets_its_own_answer(
+    problem: Problem, signature: Any, encoded: pl.DataFrame, outputs: dict[str, Any]
+) -> None:
+    calibration = problem.calibrate(outputs, encoded, signature)
+    assert all(np.isfinite(value) for value in calibration.values())
+    answers = problem.answer(outputs, signature, calibration)
+    reversed_outputs = {name: array[::-1] for name, array in outputs.items()}
+    assert len(answers) == len(encoded)
+    assert problem.answer(reversed_outputs, signature, calibration).equals(answers.reverse())
+
+
+def test_no_rows_get_no_answers_of_the_same_columns(problem: Problem, signature: Any, outputs: dict[str, Any]) -> None:
+    none = problem.answer({name: array[:0] for name, array in outputs.items()}, signature, {})
+    assert none.is_empty()
+    assert none.schema == problem.answer(outputs, signature, {}).schema
+
+
+def test_a_baseline_answers_in_the_models_own_columns(
+    problem: Problem, signature: Any, outputs: dict[str, Any], baselines: dict[str, pl.DataFrame]
+) -> None:
+    expected = problem.answer(outputs, signature, {}).schema
+    assert baselines
+    for answers in baselines.values():
+        assert answers.schema == expected
+        assert len(answers) == len(problem.examples())
+
+
+def test_a_baseline_is_the_same_each_time(problem: Problem, signature: Any, baselines: dict[str, pl.DataFrame]) -> None:
+    again = problem.baselines(problem.examples(), problem.examples(), signature, seed=1)
+    assert list(again) == list(baselines)
+    assert all(again[name].equals(baselines[name]) for name in again)
+
+
+def test_scores_are_numbers_of_each_row_in_order(
+    problem: Problem, signature: Any, baselines: dict[str, pl.DataFrame]
+) -> None:
+    for answers in baselines.values():
+        scored = problem.score(problem.examples(), answers, signature)
+        assert scored["id"].equals(problem.examples()["id"])
+        assert len(scored.columns) > 1
+        for name in scored.columns[1:]:
+            assert scored.schema[name].is_numeric() or scored.schema[name] == pl.Boolean
+            assert scored[name].null_count() == 0
+
+
+def test_every_metric_is_known_and_has_a_value_for_each_weighting(
+    problem: Problem, signature: Any, baselines: dict[str, pl.DataFrame]
+) -> None:
+    weights_RN = np.ones((3, len(problem.examples())))
+    weights_RN[1] *= 2
+    for answers in baselines.values():
+        found = problem.measure(problem.examples(), answers, signature, weights_RN, bins=5)
+        assert problem.headline in found
+        assert {name.partition("[")[0] for name in found} == set(problem.higher_is_better)
+        for values in found.values():
+            assert values.shape == (3,)
+            np.testing.assert_allclose(values, values[0], atol=1e-12)
+
+
+def test_a_weight_of_none_takes_a_row_out(problem: Problem, signature: Any, baselines: dict[str, pl.DataFrame]) -> None:
+    answers, rows = (
+        baselines["majority"] if "majority" in baselines else next(iter(baselines.values())),
+        problem.examples(),
+    )
+    kept = np.arange(len(rows)) % 3 > 0
+    weighted = problem.measure(rows, answers, signature, kept[None, :].astype(np.float64), bins=5)
+    taken = problem.measure(rows.filter(kept), answers.filter(kept), signature, np.ones((1, int(kept.sum()))), bins=5)
+    assert set(weighted) == set(taken)
+    for name, values in weighted.items():
+        np.testing.assert_allclose(values, taken[name], atol=1e-12)
+
+
+def test_curves_are_records_that_json_holds(
+    problem: Problem, signature: Any, baselines: dict[str, pl.DataFrame]
+) -> None:
+    for answers in baselines.values():
+        for points in problem.curves(problem.examples(), answers, signature, bins=5).values():
+            assert json.loads(json.dumps(points, allow_nan=False)) == points
+            assert all(isinstance(point, dict) for point in points)
+
+
+def test_descriptors_are_finite_numbers_for_every_row(problem: Problem) -> None:
+    described = problem.descriptors(problem.examples())
+    assert described.columns[0] == "id"
+    assert described["id"].equals(problem.examples()["id"])
+    assert len(described.columns) > 1
+    assert np.isfinite(described.drop("id").to_numpy().astype(np.float64)).all()
+
+
+def test_odd_texts_are_described_and_encoded_like_any_other(problem: Problem, signature: Any) -> None:
+    odd = ["", " ", "🙂🙂🙂", "مرحبا بالعالم", "1234", "A" * 100_000, "⟨EMAIL_1⟩ wrote to ⟨PHONE_2⟩", "null\x00byte"]
+    rows = pl.concat([problem.examples()] * len(odd)).head(len(odd))
+    rows = rows.with_columns(pl.Series(name, odd) for name in problem.texts)
+    described = problem.descriptors(rows).drop("id").to_numpy().astype(np.float64)
+    assert np.isfinite(described).all()
+    assert len(problem.encode(rows, tokenizer(problem), None, max_tokens=32)) == len(odd)
+    answers = problem.baselines(rows, rows, signature, seed=1)
+    assert all(len(given) == len(odd) for given in answers.values())
