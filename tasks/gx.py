@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -47,6 +47,7 @@ class RowJudge:
     def __init__(self, rules: Sequence[Rule]) -> None:
         self._rules = list(rules)
         self._columns = sorted({column for rule in rules for column in rule.columns})
+        self._compared = {column for rule in rules for column in rule.columns if len(rule.columns) > 1}
         with _quietly():
             import great_expectations as gx
             from great_expectations.data_context.types.base import ProgressBarsConfig
@@ -64,7 +65,7 @@ class RowJudge:
         if not self._rules:
             return []
         with _quietly():
-            batch = self._batches.get_batch({"dataframe": as_pandas(rows.select(self._columns))})
+            batch = self._batches.get_batch({"dataframe": as_pandas(rows.select(self._columns), self._compared)})
             results = batch.validate(self._suite, result_format=_EVERY_ROW).results
         configs = [result.expectation_config for result in results]
         by_rule = {config.meta["rule"]: result for config, result in zip(configs, results, strict=True) if config}
@@ -194,24 +195,29 @@ def page(title: str, results: Sequence[Any], summary: Sequence[str], failures: S
     return html
 
 
-def as_pandas(rows: pl.DataFrame) -> "pd.DataFrame":
-    """The same values in pandas: dtypes hold them exactly, or are `object`, and null is None or NaN."""
+def as_pandas(rows: pl.DataFrame, compared: Collection[str]) -> "pd.DataFrame":
+    """The same values in pandas: dtypes hold them exactly, or are `object`, and null is None or NaN.
+
+    Columns that are `compared` with each other are all `object`: only then does pandas take a null for no match. Beside
+    another dtype it raises, so a row's verdict would depend on the rows that share its shard.
+    """
     import pandas as pd
 
-    return pd.DataFrame({column.name: _series(column) for column in rows.iter_columns()}, index=range(len(rows)))
+    series = {column.name: _series(column, column.name in compared) for column in rows.iter_columns()}
+    return pd.DataFrame(series, index=range(len(rows)))
 
 
-def _series(column: pl.Series) -> "pd.Series[Any]":
+def _series(column: pl.Series, as_objects: bool) -> "pd.Series[Any]":
     import pandas as pd
 
-    if column.dtype.is_float():
+    if column.dtype == pl.Datetime("ns"):
+        return column.to_pandas().astype(object)  # Python's own times end at the microsecond
+    if column.dtype.is_float() and not as_objects:
         return pd.Series(column.cast(pl.Float64).to_numpy(), dtype="float64")
-    if column.dtype.is_integer() and column.null_count() == 0:
+    if column.dtype.is_integer() and not as_objects and column.null_count() == 0:
         low, high = column.min(), column.max()
         if low is None or (low >= -_LARGEST_EXACT and high <= _LARGEST_EXACT):  # type: ignore[operator]
             return pd.Series(column.cast(pl.Int64).to_numpy(), dtype="int64")
-    if column.dtype == pl.Datetime("ns"):
-        return column.to_pandas().astype(object)  # Python's own times end at the microsecond
     return pd.Series(column.to_list(), dtype=object)
 
 
@@ -234,12 +240,11 @@ def _ids(rule: Rule) -> list[str]:
 def _quietly() -> Iterator[None]:
     """Great Expectations without its log, its warnings and its reports home; the stage speaks for it."""
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-    logger = logging.getLogger("great_expectations")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(level)

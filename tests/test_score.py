@@ -13,7 +13,7 @@ import pytest
 
 from flows import score as module
 from flows.score import score
-from flows.store import admit
+from flows.store import put_in_use
 from tasks.errors import DataError, MillError, SourceError
 from tasks.shards import sha256_of
 from tests.conftest import Line
@@ -45,7 +45,7 @@ def test_every_row_comes_out_in_its_order_answered_or_with_a_reason(here: Line, 
     answered = scored.filter(pl.col("reason").is_null())
     assert answered.select(pl.col("label", "probability").is_not_null().all()).row(0) == (True, True)
     assert len(set(answered["probability"])) > 50
-    assert set(scored["version"]) == {admit("tiny").version}
+    assert set(scored["version"]) == {put_in_use("tiny").version}
 
 
 def test_parquet_csv_and_json_lines_get_the_same_answers(here: Line, rows: pl.DataFrame) -> None:
