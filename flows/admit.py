@@ -65,7 +65,7 @@ def _write_out(
         to_mend.unlink()
         return f"{model}: no row waits in quarantine to be mended."
     return (
-        f"{model}: {num_rows:,} quarantined rows stand in {to_mend}, each with its reasons. Correct `row` where you "
+        f"{model}: {_counted(num_rows, 'quarantined row')} written to {to_mend}, each with its reasons. Correct `row` where you "
         "can and say in `why` what you did; what you leave as it is stays in quarantine. Then: "
         f"mill admit {model} {to_mend}"
     )
@@ -102,9 +102,10 @@ def _take_in(
         else:
             lines[earlier.line - 1] = line
     write_text(admissions, "".join(f"{line}\n" for line in lines if line.strip()))
-    left = f" {len(given) - len(wanted):,} lines are as they were and stay out." if len(wanted) < len(given) else ""
+    num_left = len(given) - len(wanted)
+    left = f" {_counted(num_left, 'line')} left as before, out of it." if num_left else ""
     return (
-        f"{model}: {len(wanted):,} mended rows stand in {admissions}.{left} Commit that file and run "
+        f"{model}: {_counted(len(wanted), 'mended row')} now in {admissions}.{left} Commit that file and run "
         f"`mill run {model}`: they are judged again, with all other rows."
     )
 
@@ -137,3 +138,7 @@ def _is_changed(one: Row, other: Row) -> bool:
     return any(
         as_json(one[name]) != as_json(other[name]) for name in one if name in other and name not in ("id", REASONS)
     )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"1 {what} is" if number == 1 else f"{number:,} {what}s are"

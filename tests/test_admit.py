@@ -107,7 +107,7 @@ def spell_it_right(line: dict[str, Any]) -> None:
 
 def test_quarantine_is_written_out_with_reasons_in_a_form_that_reads_back(repository: Repository) -> None:
     said = repository.admit()
-    assert "3 quarantined rows" in said
+    assert "3 quarantined rows are" in said
     assert str(repository.to_mend) in said
     lines = {line["id"]: line for line in repository.lines(repository.to_mend)}
     assert sorted(lines) == ["b", "c", "e"]
@@ -121,8 +121,8 @@ def test_a_mended_row_is_valid_after_the_next_run_and_the_others_stay(repository
     repository.admit()
     repository.mend(spell_it_right)
     said = repository.admit(repository.to_mend)
-    assert "1 mended rows" in said
-    assert "2 lines are as they were" in said
+    assert "1 mended row is" in said
+    assert "2 lines are left as before" in said
     assert not repository.to_mend.exists()
     repository.validate()
     expected = ROWS.filter(pl.col("id").is_in(["a", "c", "d"]))
