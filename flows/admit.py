@@ -65,8 +65,8 @@ def _write_out(
         to_mend.unlink()
         return f"{model}: no row waits in quarantine to be mended."
     return (
-        f"{model}: {_counted(num_rows, 'quarantined row')} written to {to_mend}, each with its reasons. Correct `row` where you "
-        "can and say in `why` what you did; what you leave as it is stays in quarantine. Then: "
+        f"{model}: {_counted(num_rows, 'quarantined row')} written to {to_mend}, each with its reasons. "
+        "Correct `row` where you can and say in `why` what you did; what you leave as it is stays in quarantine. Then: "
         f"mill admit {model} {to_mend}"
     )
 
