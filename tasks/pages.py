@@ -15,9 +15,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 # A value with the ends of its confidence interval, as reports hold it: {"value": …, "low": …, "high": …}.
 Interval = Mapping[str, float | None]
@@ -45,20 +48,23 @@ class Line:
 
 def render(template: str, **context: Any) -> str:
     """The page. A name that the template uses and `context` does not have raises jinja2.UndefinedError."""
+    return environment().get_template(template).render(**context)
+
+
+def environment() -> "Environment":
+    """Jinja as every page uses it: what is printed is escaped, and what is missing is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        words=words, capitalised=capitalised, figure=figure, with_sign=with_sign, p_value=p_value
-    )
-    environment.globals.update(interval_bar=interval_bar, axis_over=axis_over, line_chart=line_chart)
-    return environment.get_template(template).render(**context)
+    made.filters.update(words=words, capitalised=capitalised, figure=figure, with_sign=with_sign, p_value=p_value)
+    made.globals.update(interval_bar=interval_bar, axis_over=axis_over, line_chart=line_chart)
+    return made
 
 
 def words(name: str) -> str:

@@ -92,13 +92,13 @@ def test_log_loss_is_that_of_scikit_learn_and_stays_finite_where_the_truth_got_n
 
 
 def test_calibration_error_worked_out_by_hand() -> None:
-    # Two bins: (0.5, 0.75] holds 0.6 right and 0.7 wrong, (0.75, 1] holds 0.9 right twice, the second counting double.
-    confidences_N = np.array([0.6, 0.7, 0.9, 0.9])
+    # Two bins: (0.5, 0.75] holds 0.6 right and 0.75 wrong, (0.75, 1] holds 0.9 right twice, the second counting double.
+    confidences_N = np.array([0.6, 0.75, 0.9, 0.9])
     probabilities_NK = np.stack([1 - confidences_N, confidences_N], axis=1)
     found = classification.measure(
         np.array([1, 0, 1, 1]), probabilities_NK, TWO, np.array([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 2.0]]), 4
     )
-    low_bin = abs(0.5 - 0.65)
+    low_bin = abs(0.5 - 0.675)
     assert found["expected_calibration_error"] == pytest.approx(
         [2 / 4 * low_bin + 2 / 4 * 0.1, 2 / 5 * low_bin + 3 / 5 * 0.1]
     )

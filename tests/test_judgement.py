@@ -138,6 +138,17 @@ def test_slices_are_judged_on_their_own_rows(judged: Any, held_out: pl.DataFrame
     assert quartiles["1"]["described"] == f"{lengths.min()} to {lengths.filter(shortest).max()} characters"
 
 
+def test_a_slice_is_resampled_with_the_whole(judged: Any, held_out: pl.DataFrame) -> None:
+    model = leaning(held_out, 0.8)
+    found = judged(model, PARAMS.model_copy(update={"slices": ["label"]}))["slices"]["label"]["negative"]
+    negative = (held_out["label"] == "negative").to_numpy()
+    right = (model["label"] == held_out["label"]).to_numpy()
+    weights = np.concatenate(list(judgement._weights(len(held_out), PARAMS.resamples, PARAMS.seed)))[1:]
+    accuracies = weights @ (negative & right) / (weights @ negative)
+    assert found["metrics"]["accuracy"]["low"] == pytest.approx(np.quantile(accuracies, 0.025), abs=1e-6)
+    assert found["metrics"]["accuracy"]["high"] == pytest.approx(np.quantile(accuracies, 0.975), abs=1e-6)
+
+
 def test_a_metric_that_a_slice_leaves_undefined_is_null_and_the_others_stand(
     judged: Any, held_out: pl.DataFrame
 ) -> None:

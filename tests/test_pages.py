@@ -99,8 +99,8 @@ def test_what_is_written_into_a_chart_stays_text() -> None:
 
 
 def test_a_page_that_lacks_a_value_is_an_error_and_not_a_gap() -> None:
-    with pytest.raises(UndefinedError):
-        pages.render("evaluate.html", model="reviews")
+    with pytest.raises(UndefinedError, match="'model' is undefined"):
+        pages.environment().from_string("<h1>{{ model }}</h1>").render(result={})
 
 
 def test_the_base_page_takes_nothing_from_the_network_and_runs_nothing() -> None:
