@@ -1,0 +1,75 @@
+"""`mill pull`: look at a source, and pin what it has now in data/<model>/source.json.
+
+Nothing else looks: `dvc repro` reads what is pinned, so that a run can be repeated.
+"""
+
+from pathlib import Path
+
+from tasks import sources
+from tasks.errors import ParamsError
+from tasks.params import Collect, CollectFiles, Model, load_model
+from tasks.paths import Paths
+from tasks.shards import write_text
+from tasks.sources import Partition, read_pins, write_pins
+
+
+def pull(model: str, root: Path = Path()) -> str:
+    """Move the model's pin to what its source has now, and say in a sentence what that changed.
+
+    Without new data the pin's file keeps its bytes. The model's list of admitted rows is made where there is none.
+    Raises SourceError where pinned data has changed, or the source cannot be read.
+    """
+    params, paths = load_model(model, root / "params.yaml"), Paths(model, root)
+    if not paths.admissions.exists():
+        write_text(paths.admissions, "")
+    if root / params.pin != paths.source_pin:
+        _check_inside(model, params)
+        return f"{model}: the data is {params.pin}, in the repository; DVC itself sees its changes. Nothing to pull."
+    known = read_pins(paths.source_pin) if paths.source_pin.exists() else []
+    found = sources.load(params.source).partitions(_below(root, params.collect), known)
+    if found == known:
+        return f"{model}: nothing new in the source; {_counted(known)} pinned."
+    write_pins(paths.source_pin, found)
+    return f"{model}: {_changes(known, found)} {_counted(found)} pinned in {paths.source_pin}; commit that file."
+
+
+def _check_inside(model: str, params: Model) -> None:
+    """Data in the repository that DVC does not watch would change without a run."""
+    path = params.collect.path if isinstance(params.collect, CollectFiles) else None
+    if path is None:
+        raise ParamsError(
+            f"params.yaml: models.{model}.pin is {params.pin!r}, and the source {params.source} is outside of the "
+            f"repository. Write pin: data/{model}/source.json."
+        )
+    if not Path(path).is_relative_to(params.pin):
+        raise ParamsError(
+            f"params.yaml: models.{model}.collect.path is {path!r}, which does not lie in models.{model}.pin, "
+            f"{params.pin!r}: DVC would not see its changes. Name the file or folder of the path there."
+        )
+
+
+def _below(root: Path, options: Collect) -> Collect:
+    """The options with a path that is found from anywhere."""
+    return (
+        options.model_copy(update={"path": str(root / options.path)}) if isinstance(options, CollectFiles) else options
+    )
+
+
+def _changes(known: list[Partition], found: list[Partition]) -> str:
+    before = {partition.name: partition.pin for partition in known}
+    replaced = [part.name for part in found if part.name in before and part.pin != before[part.name]]
+    new = [part.name for part in found if part.name not in before]
+    said = []
+    if replaced:
+        said.append(
+            f"{', '.join(replaced)} has changed and is pinned anew, because nothing in the source tells new rows from "
+            "old: all its rows are read again, and rows that have left the source leave the data."
+        )
+    if new:
+        named = ", ".join(new[:3]) + (", …" if len(new) > 3 else "")
+        said.append(f"{len(new)} new partition{'s' if len(new) > 1 else ''} ({named}).")
+    return " ".join(said)
+
+
+def _counted(partitions: list[Partition]) -> str:
+    return f"{len(partitions)} partition{'' if len(partitions) == 1 else 's'}"

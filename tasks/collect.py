@@ -1,0 +1,258 @@
+"""Every row of the pinned source, once, with a stable id, in shards named by partition: `p00002-00000.parquet`.
+
+What was collected before and still fits its pin is kept byte for byte; only new partitions are read. Built from an
+empty folder, the bytes are the same.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from tasks.columns import check_columns, conformed, mapped, separator_of
+from tasks.errors import DataError, ParamsError, SourceError
+from tasks.ids import AFTER_CONTENT, AFTER_KEY, Renumbering, content_hash, renumber
+from tasks.params import Collect, CollectFiles
+from tasks.problems import Problem
+from tasks.progress import progress
+from tasks.shards import (
+    MANIFEST,
+    Shard,
+    ShardWriter,
+    atomic_folder,
+    read_json,
+    read_shards,
+    require_space,
+    sha256_of,
+    write_json,
+    write_manifest,
+    write_parquet,
+)
+from tasks.sources import Partition, Source, read_pins
+
+# Raise it with a change of this code that makes other shards of the same rows: what was collected before is read again.
+_FORM = 1
+
+# Options that say where a source is. A source may move; names and pins tell whether it is the same data.
+_WHEREABOUTS = frozenset({"path", "url", "package", "file"})
+
+_ROWS_PER_BATCH = 20_000
+
+Schema = Mapping[str, pl.DataType]
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A partition in the folder: how many rows were read, which types their columns had, and the shards they became."""
+
+    partition: Partition
+    num_read: int
+    types: Mapping[str, str]  # before they were made the same as in earlier partitions; {} without rows
+    shards: tuple[Shard, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    def facts(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        return {
+            "name": self.partition.name,
+            "pin": self.partition.pin,
+            "read": self.num_read,
+            "rows": self.num_rows,
+            "shards": [shard.path.name for shard in self.shards],
+            "types": dict(self.types),
+        }
+
+
+def collect(
+    pin: Path | None, collected: Path, report: Path, *, params: Collect, source: Source[Any], problem: Problem
+) -> None:
+    """Write the rows of every partition to `collected`, and to `report` what came of them.
+
+    Without a `pin` the data is a file of the repository, and the source says itself what its partitions are. Raises
+    SourceError where a partition is neither in the folder already nor in the source, and where no row is left.
+    """
+    check_columns(params, problem)
+    partitions = _partitions(pin, params, source)
+    recipe = _recipe(params, problem)
+    former = _former(collected, recipe)
+    new = [partition for partition in partitions if (partition.name, _text(partition.pin)) not in former]
+    require_space(collected, sum(partition.pin.get("size", 0) for partition in new))
+    with atomic_folder(collected) as folder:
+        results: list[Collected] = []
+        schema: Schema | None = None
+        for number, partition in enumerate(partitions):
+            result = _kept(former.get((partition.name, _text(partition.pin))), number, folder, schema)
+            if result is None:
+                result = _read(partition, number, folder, schema, params, source, problem)
+            if schema is None and result.shards:
+                schema = pl.read_parquet_schema(result.shards[0].path)
+            results.append(result)
+        if schema is None:
+            raise SourceError(_no_rows(results, params))
+        results, renumbering = _renumbered(results, params)
+        shards = [shard for result in results for shard in result.shards]
+        write_manifest(folder, shards, schema, partitions=[result.facts() for result in results], recipe=recipe)
+        num_bytes = sum(shard.path.stat().st_size for shard in shards)
+    num_repeated = renumbering.num_repeated if separator_of(params) == AFTER_KEY else 0
+    if num_repeated:
+        print(
+            f"collect: {num_repeated:,} rows repeat an earlier row's key, {renumbering.an_example!r} among them; their "
+            "ids end in #1, #2, …",
+            file=sys.stderr,
+        )
+    num_read, num_rows = sum(result.num_read for result in results), sum(result.num_rows for result in results)
+    write_json(
+        report,
+        {
+            "bytes": num_bytes,
+            "columns": {name: str(kind) for name, kind in schema.items()},
+            "excluded": num_read - num_rows,
+            "partitions": len(results),
+            "read": num_read,
+            "repeated_keys": num_repeated,
+            "rows": num_rows,
+        },
+    )
+
+
+def _partitions(pin: Path | None, params: Collect, source: Source[Any]) -> list[Partition]:
+    if pin is not None:
+        return read_pins(pin)
+    if not isinstance(params, CollectFiles):
+        raise ParamsError(
+            "params.yaml: `pin` names a file of the repository, and the source is outside of it. Write pin: "
+            "data/<model>/source.json, and run `mill pull`."
+        )
+    return source.partitions(params, [])
+
+
+def _recipe(params: Collect, problem: Problem) -> str:
+    """A hash over all that turns a partition's rows into its shards. Shards of another recipe are not kept."""
+    said = {
+        "form": _FORM,
+        "params": params.model_dump(mode="json", exclude=set(_WHEREABOUTS)),
+        "types": {name: str(kind) for name, kind in problem.columns.items()},
+    }
+    return hashlib.sha256(_text(said).encode()).hexdigest()
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def _former(collected: Path, recipe: str) -> dict[tuple[str, str], Collected]:
+    """What an earlier run left, by name and pin; {} where nothing did, or by another recipe."""
+    try:
+        manifest = read_json(collected / MANIFEST)
+        shards = {shard.path.name: shard for shard in read_shards(collected)}
+    except DataError:
+        return {}
+    if manifest.get("recipe") != recipe:
+        return {}
+    return {
+        (facts["name"], _text(facts["pin"])): Collected(
+            Partition(facts["name"], facts["pin"]),
+            facts["read"],
+            facts["types"],
+            tuple(shards[name] for name in facts["shards"]),
+        )
+        for facts in manifest["partitions"]
+    }
+
+
+def _kept(former: Collected | None, number: int, folder: Path, schema: Schema | None) -> Collected | None:
+    """The partition as it was collected before, in its new place; None where that is damaged or has other types."""
+    if former is None:
+        return None
+    if any(not shard.path.is_file() or sha256_of(shard.path) != shard.sha256 for shard in former.shards):
+        return None
+    if former.shards:
+        stored = {name: str(kind) for name, kind in pl.read_parquet_schema(former.shards[0].path).items()}
+        # The first partition with rows decides on types: it must stand as it came, the others as the first says.
+        if stored != (former.types if schema is None else {name: str(kind) for name, kind in schema.items()}):
+            return None
+    shards = []
+    for index, shard in enumerate(former.shards):
+        path = folder / f"{_shard_name(number)}-{index:05d}.parquet"
+        try:
+            os.link(shard.path.resolve(), path)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(shard.path, path)
+        shards.append(Shard(path, shard.rows, shard.sha256))
+    return Collected(former.partition, former.num_read, former.types, tuple(shards))
+
+
+def _shard_name(number: int) -> str:
+    return f"p{number:05d}"
+
+
+def _read(
+    partition: Partition,
+    number: int,
+    folder: Path,
+    schema: Schema | None,
+    params: Collect,
+    source: Source[Any],
+    problem: Problem,
+) -> Collected:
+    writer: ShardWriter | None = None
+    types: dict[str, str] = {}
+    num_read = 0
+    with progress(f"collect {partition.name}", None, "rows") as advance:
+        for batch in source.read(params, partition, min(params.rows_per_shard, _ROWS_PER_BATCH)):
+            rows = mapped(batch, params, problem, partition.name, num_read + 1)
+            num_read += len(batch)
+            advance(len(batch))
+            if rows.is_empty():
+                continue
+            types = types or {name: str(kind) for name, kind in rows.schema.items()}
+            schema = schema or rows.schema
+            writer = writer or ShardWriter(folder, params.rows_per_shard, schema, _shard_name(number))
+            writer.write(conformed(rows, schema, partition.name))
+    if writer is not None:
+        writer.end_shard()
+    return Collected(partition, num_read, types, tuple(writer.shards) if writer else ())
+
+
+def _renumbered(results: list[Collected], params: Collect) -> tuple[list[Collected], Renumbering]:
+    """Give every repeated key its number, over all partitions, and write again the shards in which an id changes."""
+    shards = [shard for result in results for shard in result.shards]
+    separator = separator_of(params)
+
+    def contents(shard: int, rows: pl.Series) -> list[str]:
+        if separator == AFTER_CONTENT:  # rows of one id have one content
+            return [""] * len(rows)
+        return [content_hash(row) for row in shards[shard].read().drop("id").gather(rows).iter_rows(named=True)]
+
+    renumbering = renumber(
+        [number for number, result in enumerate(results) for _ in result.shards],
+        lambda shard: pl.read_parquet(shards[shard].path, columns=["id"])["id"],
+        contents,
+        separator,
+    )
+    for shard, ids in renumbering.ids.items():
+        shards[shard] = write_parquet(shards[shard].path, shards[shard].read().with_columns(ids.alias("id")))
+    written = iter(shards)
+    return (
+        [replace(result, shards=tuple(itertools.islice(written, len(result.shards)))) for result in results],
+        renumbering,
+    )
+
+
+def _no_rows(results: list[Collected], params: Collect) -> str:
+    num_read = sum(result.num_read for result in results)
+    if num_read:
+        return f"None of the source's {num_read:,} rows passes collect.where ({params.where}); nothing is left."
+    names = ", ".join(result.partition.name for result in results[:3]) or "no partition at all"
+    return f"The source has no rows ({names}); there is nothing to collect."

@@ -1,0 +1,105 @@
+"""URLs whose secrets stand in the environment, and messages without them."""
+
+import os
+import re
+from dataclasses import dataclass
+from urllib.parse import quote, quote_plus, unquote, urlsplit
+
+from tasks.errors import SourceError
+
+_NAME = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
+_PARTS = re.compile(r"(?P<scheme>[\w+.-]+://)?(?P<user>[^/?#]*@)?(?P<rest>[^?]*)(?P<query>\?.*)?", re.DOTALL)
+_SECRET_PARAMETER = re.compile(
+    r"[?&]([\w.-]*(?:password|passwd|pwd|secret|token|signature|credential|api_?key|\bsig|\bkey)[\w.-]*)=(?!\$)[^&]",
+    re.IGNORECASE,
+)
+
+# What libraries read from the environment by themselves.
+_ALWAYS_SECRET = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
+
+
+@dataclass(frozen=True)
+class SecretUrl:
+    """A URL to use, and the way it may be shown."""
+
+    shown: str  # as it stands in params.yaml
+    url: str
+    _replacements: tuple[tuple[str, str], ...]
+
+    def scrubbed(self, text: object) -> str:
+        """The text on one line, with the names of environment variables in place of their values."""
+        said = str(text)
+        for value, name in self._replacements:
+            said = said.replace(value, name)
+        return " ".join(said.split())
+
+    def __repr__(self) -> str:
+        return f"SecretUrl({self.shown!r})"
+
+
+def from_environment(template: str) -> SecretUrl:
+    """Put the environment's values in the place of `$NAME` and `${NAME}`.
+
+    A value that stands for a user, a password or a parameter is quoted as URLs need it. Raises SourceError where a
+    variable is not set, or where a secret is written out.
+    """
+    parts = _PARTS.match(template)
+    if parts is None:  # never: every part may be empty
+        raise SourceError("params.yaml: the collect section's url is no URL.")
+    user, query = parts["user"] or "", parts["query"] or ""
+    _refuse_secrets(user, query, (parts["scheme"] or "").startswith("http"))
+    values: dict[str, str] = {}
+
+    def value_of(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise SourceError(
+                f"params.yaml: the collect section's url names ${name}, which the environment does not have. Set it "
+                f"(export {name}=…) and run it again."
+            )
+        values[name] = os.environ[name]
+        return values[name]
+
+    url = (
+        (parts["scheme"] or "")
+        + _NAME.sub(lambda match: quote(value_of(match), safe=""), user)
+        + _NAME.sub(value_of, parts["rest"])
+        + _NAME.sub(lambda match: quote_plus(value_of(match)), query)
+    )
+    # A whole URL may come from one variable; a name, where there is one, says more than stars.
+    secrets = dict.fromkeys(_password_in(url), "***") | {value: f"${name}" for name, value in values.items()}
+    secrets |= {os.environ[name]: f"${name}" for name in _ALWAYS_SECRET if name in os.environ}
+    spelt = {
+        way: name
+        for value, name in secrets.items()
+        if value
+        for way in (value, quote(value), quote(value, safe=""), quote_plus(value))
+    }
+    # The longest first: one secret may be a part of another.
+    return SecretUrl(template, url, tuple(sorted(spelt.items(), key=lambda pair: (-len(pair[0]), pair[0]))))
+
+
+def _refuse_secrets(user: str, query: str, is_web: bool) -> None:
+    name, _, password = user.removesuffix("@").partition(":")
+    if password and not _NAME.fullmatch(password):
+        raise SourceError(_written_out("a password", "user:$DATABASE_PASSWORD@host", "DATABASE_PASSWORD"))
+    if is_web and name and not _NAME.fullmatch(name):
+        raise SourceError(_written_out("a user or token", "$WEB_TOKEN@host", "WEB_TOKEN"))
+    if found := _SECRET_PARAMETER.search(query):
+        example = f"{found[1]}=$URL_SECRET"
+        raise SourceError(_written_out(f"the parameter {found[1]}", example, "URL_SECRET"))
+
+
+def _written_out(what: str, example: str, name: str) -> str:
+    return (
+        f"params.yaml: the collect section's url has {what} written out, and this file goes into Git. Write {example} "
+        f"instead and set {name} in the environment. If the file was committed already, that secret must be changed."
+    )
+
+
+def _password_in(url: str) -> list[str]:
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        return []
+    return [password, unquote(password)] if password else []
