@@ -29,6 +29,7 @@ _BATCH = 64
 _LATENCY_ROWS, _LATENCY_SECONDS = 300, 3.0
 
 _MISTAKES_SHOWN = 12
+_ERRORS_SHOWN = 12
 
 Points = Sequence[Mapping[str, Any]]
 
@@ -165,6 +166,7 @@ def charts(curves: Mapping[str, Points], uncalibrated: Mapping[str, Points], los
     losses = {split: [point for point in loss if point["split"] == split] for split in ("train", "validation")}
     return {
         "confusion": _matrix(curves.get("confusion", [])),
+        "confused": _commonest_errors(curves.get("confusion", [])),
         "reliability": reliability if reliability[0].points else [],
         "reliability_ends": (math.floor(10 * min(lowest, default=0.0)) / 10, 1.0),
         "precision_recall": [line("model", curves["precision_recall"], "recall", "precision")]
@@ -197,6 +199,11 @@ def _matrix(cells: Points) -> list[dict[str, Any]]:
         }
         for actual in labels
     ]
+
+
+def _commonest_errors(cells: Points) -> list[Mapping[str, Any]]:
+    wrong = [cell for cell in cells if cell["actual"] != cell["predicted"] and cell["rows"]]
+    return sorted(wrong, key=lambda cell: (-cell["rows"], cell["actual"], cell["predicted"]))[:_ERRORS_SHOWN]
 
 
 def mistakes(test: pl.DataFrame, scored: pl.DataFrame, problem: Problem) -> list[dict[str, Any]]:

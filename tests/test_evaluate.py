@@ -17,7 +17,8 @@ from ruamel.yaml import YAML
 
 from tasks import problems
 from tasks.errors import DataError
-from tasks.evaluate import evaluate
+from tasks.evaluate import charts, evaluate
+from tasks.problems import _classification
 from tasks.shards import ShardWriter, read_json, read_rows
 from tests.conftest import REPOSITORY, Line
 
@@ -211,6 +212,20 @@ def test_the_page_does_without_a_loss_curve(tiny: Line, copied: Copied) -> None:
     page = line.paths.page("evaluate").read_text()
     assert "Loss while training" not in page
     assert "Precision and recall" in page
+
+
+def test_many_labels_are_shown_by_their_commonest_confusions() -> None:
+    names = [f"topic {number:02d}" for number in range(15)]
+    actual_N = np.repeat(np.arange(15), 40)
+    predicted_N = np.where(np.arange(600) % 40 < actual_N, (actual_N + 1) % 15, actual_N)
+    cells = _classification.curves(actual_N, np.eye(15)[predicted_N], names, bins=15)
+    shown = charts(cells, cells, [])
+    assert [(cell["actual"], cell["predicted"], cell["rows"]) for cell in shown["confused"][:2]] == [
+        ("topic 14", "topic 00", 14),
+        ("topic 13", "topic 14", 13),
+    ]
+    assert len(shown["confusion"]) == 15
+    assert sum(cell["share"] for cell in shown["confusion"][3]["cells"]) == pytest.approx(1)
 
 
 def test_dvc_draws_the_plots_as_dvc_yaml_has_them(tiny: Line, copied: Copied) -> None:

@@ -38,7 +38,7 @@ class Problem(Protocol):
     inputs: Sequence[str]
     """The columns that a request has."""
     higher_is_better: Mapping[str, bool]
-    """Every metric, and its direction."""
+    """Every metric, and its direction. A metric of one label, such as `f1[positive]`, stands here as `f1`."""
     headline: str
     """The metric that a summary shows."""
 
