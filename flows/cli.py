@@ -118,20 +118,20 @@ def pull(model: Model) -> None:
     """Look at the source, and pin what is there now: the next run collects it."""
     from flows.pull import pull as pull_source
 
-    pull_source(model)
+    print(pull_source(model))
 
 
 @app.command()
 def admit(
     model: Model,
     mended: Annotated[
-        Path | None, typer.Argument(metavar="FILE", help="Mended rows, as JSON lines or Parquet.", show_default=False)
+        Path | None, typer.Argument(metavar="FILE", help="The JSON lines that were mended.", show_default=False)
     ] = None,
 ) -> None:
-    """Take mended rows back in out of quarantine."""
+    """Write quarantined rows out to be mended; with FILE, take the mended ones back in."""
     from flows.admit import admit as admit_rows
 
-    admit_rows(model, mended)
+    print(admit_rows(model, mended))
 
 
 @app.command()

@@ -22,7 +22,7 @@ def live_file(root: Path) -> Path:
     return root / ".mill" / "live.json"
 
 
-def admit(model: str, root: Path = Path()) -> Release:
+def put_in_use(model: str, root: Path = Path()) -> Release:
     """Put the workspace's accepted release in use; where it is in use already, change nothing.
 
     Raises ReleaseError where it is refused, is damaged, or computes something else on this machine.
@@ -45,21 +45,21 @@ def admit(model: str, root: Path = Path()) -> Release:
 
 
 def current(model: str, root: Path = Path()) -> Release | None:
-    """The version in use, whole; None where none was admitted yet. Raises ReleaseError where its files were changed."""
+    """The version in use, whole; None where there is none yet. Raises ReleaseError where its files were changed."""
     entry = _read_live(root).get(model)
     if entry is None:
         return None
     mend = _MEND.format(model=model)
     release = open_release(root / entry["folder"], mend=mend)
     if sha256_of(release.folder / MANIFEST) != entry["manifest_sha256"]:
-        raise ReleaseError(f"{release.folder / MANIFEST} is not the one that was admitted. {mend}")
+        raise ReleaseError(f"{release.folder / MANIFEST} is not the one that was put in use. {mend}")
     return release
 
 
 def usable(model: str, root: Path = Path()) -> tuple[Release, str | None]:
     """The release that answers, and what has to be said about the newest one.
 
-    The version in use answers; the workspace's release does where none was admitted yet. A refused release never does.
+    The version in use answers; the workspace's release does where there is none yet. A refused release never does.
     Raises ReleaseError where nothing may answer, or where the workspace's release is damaged.
     """
     live = current(model, root)

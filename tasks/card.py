@@ -76,7 +76,9 @@ def _use(params: Model, problem: Problem) -> str:
 
 
 def _data(reports: Mapping[str, Any], params: Model) -> str:
-    rows, validated = reports["evaluate"]["rows"], reports["validate"]["rows"]
+    rows, validated, cleaned = reports["evaluate"]["rows"], reports["validate"]["rows"], reports["clean"]
+    redacted = ", ".join(f"{count:,} {kind}" for kind, count in sorted(cleaned["redacted"].items()) if count)
+    dropped = ", ".join(f"{count:,} {_reason(name)}" for name, count in sorted(cleaned["dropped"].items()) if count)
     collect = params.collect.model_dump(mode="json", serialize_as_any=True)
     origin = next(collect[name] for name in ("path", "url", "package") if name in collect)
     chosen = f", where {params.collect.where}" if params.collect.where else ""
@@ -86,9 +88,9 @@ def _data(reports: Mapping[str, Any], params: Model) -> str:
     return (
         "## Data\n\n"
         f"From `{origin}`{chosen}. Of {validated['collected']:,} rows, {validated['quarantined']:,} broke the data "
-        f"contract and were set aside. Text was normalised, personal data redacted "
-        f"({', '.join(params.clean.redact) or 'none'}), and duplicates dropped before the split by "
-        f"{params.clean.split.by}.\n\n{splits}"
+        f"contract and were set aside. Text was normalised; personal data was replaced by pseudonyms "
+        f"({redacted or 'none was found'}); of {cleaned['rows_in']:,} rows {cleaned['rows_kept']:,} were kept "
+        f"(dropped: {dropped or 'none'}), and split by {params.clean.split.by}.\n\n{splits}"
     )
 
 
@@ -112,7 +114,7 @@ def _training(params: Model, export: Mapping[str, Any]) -> str:
 
 
 def _evaluation(evaluation: Mapping[str, Any], params: Model) -> str:
-    share = f"{100 * params.evaluate.confidence:g} %"
+    share = f"{100 * params.evaluate.confidence:g}%"
     header = ("Metric", "Value", f"{share} interval")
     metrics = _table(header, [(name, *_figures(found)) for name, found in sorted(evaluation["metrics"].items())])
     headline = evaluation["headline_metric"]
@@ -138,13 +140,17 @@ def _evaluation(evaluation: Mapping[str, Any], params: Model) -> str:
 def _figures(found: Mapping[str, float | None]) -> tuple[str, str]:
     if found["value"] is None:
         return "undefined", ""
-    return f"{found['value']:.4f}", f"{found['low']:.4f} to {found['high']:.4f}"
+    return f"{found['value']:.3f}", f"{found['low']:.3f} to {found['high']:.3f}"
 
 
 def _hub_id(base: str | Scratch) -> str | None:
     if isinstance(base, Scratch) or base.startswith(PACKAGE) or Path(base).is_dir() or base.count("/") != 1:
         return None
     return base
+
+
+def _reason(name: str) -> str:
+    return name.removesuffix("_of").removesuffix("_with").replace("_", " ")
 
 
 def _bullets(lines: Iterable[str]) -> str:

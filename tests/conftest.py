@@ -77,7 +77,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, reviews: pl.DataFrame) -> Lin
         problem=problem,
     )
     write_json(paths.report("validate"), {"rows": {"collected": 600, "valid": 600, "quarantined": 0}})
-    write_json(paths.report("clean"), {})
+    write_json(
+        paths.report("clean"),
+        {"rows_in": 603, "rows_kept": 600, "dropped": {"duplicate_of": 3}, "redacted": {"email": 1}},
+    )
     evaluate(
         paths.candidate,
         paths.clean,
