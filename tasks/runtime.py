@@ -101,7 +101,7 @@ def run(
     Dynamic int8 quantisation draws its scales from a whole batch, so a row's numbers depend a little on its batch
     mates; batches are therefore cut the same way each time.
     """
-    order = encoded["input_ids"].list.len().arg_sort().to_numpy()
+    order = np.argsort(encoded["input_ids"].list.len().to_numpy(), kind="stable")
     names = [output.name for output in session.get_outputs()]
     wanted = {given.name for given in session.get_inputs()}
     parts: list[list[NDArray[Any]]] = []

@@ -28,7 +28,7 @@ class TextClassification:
     texts = ("text",)
     label = "label"
     inputs = ("text",)
-    outputs = ("logits", "embedding")
+    outputs = ("logits", "pooled_embedding")
     higher_is_better = _classification.HIGHER_IS_BETTER
     headline = "accuracy"
 
