@@ -21,7 +21,7 @@ def pull(model: str, root: Path = Path()) -> str:
     """
     params, paths = load_model(model, root / "params.yaml"), Paths(model, root)
     if not paths.admissions.exists():
-        write_text(paths.admissions, "")
+        write_text(paths.admissions, "\n")  # DVC warns of an empty file at every run
     if root / params.pin != paths.source_pin:
         _check_inside(model, params)
         return f"{model}: the data is {params.pin}, in the repository; DVC itself sees its changes. Nothing to pull."

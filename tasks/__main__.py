@@ -183,6 +183,7 @@ def _evaluate(name: str) -> None:
         paths.clean,
         paths.scores,
         paths.report("evaluate"),
+        paths.report("metrics"),
         paths.plots,
         paths.page("evaluate"),
         paths.measured("serving"),

@@ -39,6 +39,7 @@ def evaluate(
     clean: Path,
     scores: Path,
     report: Path,
+    metrics: Path,
     plots: Path,
     page: Path,
     measured: Path,
@@ -48,6 +49,8 @@ def evaluate(
     problem: Problem,
 ) -> None:
     """Write the report, the per-row scores of the test split, the plots, the page, and what the clock said.
+
+    `metrics` holds the values alone, without intervals and slices: what DVC compares from one run to the next.
 
     Raises DataError where there is no test row, a slice names no column, or the candidate is not whole.
     """
@@ -109,6 +112,7 @@ def evaluate(
             mistakes=mistakes(test, scored, problem),
         ),
     )
+    write_json(metrics, {name: found["value"] for name, found in result["metrics"].items() if "[" not in name})
     write_json(report, result)
 
 

@@ -86,6 +86,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, reviews: pl.DataFrame) -> Lin
         paths.clean,
         paths.scores,
         paths.report("evaluate"),
+        paths.report("metrics"),
         paths.plots,
         paths.page("evaluate"),
         paths.measured("serving"),

@@ -32,6 +32,7 @@ def run(line: Line, **changes: Any) -> None:
         paths.clean,
         paths.scores,
         paths.report("evaluate"),
+        paths.report("metrics"),
         paths.plots,
         paths.page("evaluate"),
         paths.measured("serving"),
