@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,15 +86,19 @@ def collect(
     partitions = _partitions(pin, params, source)
     recipe = _recipe(params, problem)
     former = _former(collected, recipe)
-    new = [partition for partition in partitions if (partition.name, _text(partition.pin)) not in former]
+    new = [partition for partition in partitions if _identity(partition) not in former]
     require_space(collected, sum(partition.pin.get("size", 0) for partition in new))
-    with atomic_folder(collected) as folder:
+    with (
+        atomic_folder(collected) as folder,
+        progress("collect", _num_pinned_rows(new), "rows") as advance,
+    ):
+        reader = Reader(folder, params, source, problem, advance)
         results: list[Collected] = []
         schema: Schema | None = None
         for number, partition in enumerate(partitions):
-            result = _kept(former.get((partition.name, _text(partition.pin))), number, folder, schema)
+            result = _kept(former.get(_identity(partition)), number, folder, schema)
             if result is None:
-                result = _read(partition, number, folder, schema, params, source, problem)
+                result = reader.read(partition, number, schema)
             if schema is None and result.shards:
                 schema = pl.read_parquet_schema(result.shards[0].path)
             results.append(result)
@@ -104,13 +108,7 @@ def collect(
         shards = [shard for result in results for shard in result.shards]
         write_manifest(folder, shards, schema, partitions=[result.facts() for result in results], recipe=recipe)
         num_bytes = sum(shard.path.stat().st_size for shard in shards)
-    num_repeated = renumbering.num_repeated if separator_of(params) == AFTER_KEY else 0
-    if num_repeated:
-        print(
-            f"collect: {num_repeated:,} rows repeat an earlier row's key, {renumbering.an_example!r} among them; their "
-            "ids end in #1, #2, …",
-            file=sys.stderr,
-        )
+    _say_repeated(renumbering, params)
     num_read, num_rows = sum(result.num_read for result in results), sum(result.num_rows for result in results)
     write_json(
         report,
@@ -120,10 +118,40 @@ def collect(
             "excluded": num_read - num_rows,
             "partitions": len(results),
             "read": num_read,
-            "repeated_keys": num_repeated,
+            "repeated_keys": renumbering.num_repeated if separator_of(params) == AFTER_KEY else 0,
             "rows": num_rows,
         },
     )
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Turns partitions of the source into shards of the folder."""
+
+    folder: Path
+    params: Collect
+    source: Source[Any]
+    problem: Problem
+    advance: Callable[[int], None]
+
+    def read(self, partition: Partition, number: int, schema: Schema | None) -> Collected:
+        """Write the partition's rows, in the types of `schema` where an earlier partition has decided on them."""
+        params, writer = self.params, None
+        types: dict[str, str] = {}
+        num_read = 0
+        for batch in self.source.read(params, partition, min(params.rows_per_shard, _ROWS_PER_BATCH)):
+            rows = mapped(batch, params, self.problem, partition.name, num_read + 1)
+            num_read += len(batch)
+            self.advance(len(batch))
+            if rows.is_empty():
+                continue
+            types = types or {name: str(kind) for name, kind in rows.schema.items()}
+            schema = schema or rows.schema
+            writer = writer or ShardWriter(self.folder, params.rows_per_shard, schema, _shard_name(number))
+            writer.write(conformed(rows, schema, partition.name))
+        if writer is not None:
+            writer.end_shard()
+        return Collected(partition, num_read, types, tuple(writer.shards) if writer else ())
 
 
 def _partitions(pin: Path | None, params: Collect, source: Source[Any]) -> list[Partition]:
@@ -147,6 +175,16 @@ def _recipe(params: Collect, problem: Problem) -> str:
     return hashlib.sha256(_text(said).encode()).hexdigest()
 
 
+def _identity(partition: Partition) -> tuple[str, str]:
+    return partition.name, _text(partition.pin)
+
+
+def _num_pinned_rows(partitions: Sequence[Partition]) -> int | None:
+    """How many rows there are to read, where the source counted all of them when it was pulled."""
+    counted = [partition.pin["rows"] for partition in partitions if "rows" in partition.pin]
+    return sum(counted) if len(counted) == len(partitions) else None
+
+
 def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
@@ -160,15 +198,16 @@ def _former(collected: Path, recipe: str) -> dict[tuple[str, str], Collected]:
         return {}
     if manifest.get("recipe") != recipe:
         return {}
-    return {
-        (facts["name"], _text(facts["pin"])): Collected(
+    results = [
+        Collected(
             Partition(facts["name"], facts["pin"]),
             facts["read"],
             facts["types"],
             tuple(shards[name] for name in facts["shards"]),
         )
         for facts in manifest["partitions"]
-    }
+    ]
+    return {_identity(result.partition): result for result in results}
 
 
 def _kept(former: Collected | None, number: int, folder: Path, schema: Schema | None) -> Collected | None:
@@ -197,34 +236,6 @@ def _shard_name(number: int) -> str:
     return f"p{number:05d}"
 
 
-def _read(
-    partition: Partition,
-    number: int,
-    folder: Path,
-    schema: Schema | None,
-    params: Collect,
-    source: Source[Any],
-    problem: Problem,
-) -> Collected:
-    writer: ShardWriter | None = None
-    types: dict[str, str] = {}
-    num_read = 0
-    with progress(f"collect {partition.name}", None, "rows") as advance:
-        for batch in source.read(params, partition, min(params.rows_per_shard, _ROWS_PER_BATCH)):
-            rows = mapped(batch, params, problem, partition.name, num_read + 1)
-            num_read += len(batch)
-            advance(len(batch))
-            if rows.is_empty():
-                continue
-            types = types or {name: str(kind) for name, kind in rows.schema.items()}
-            schema = schema or rows.schema
-            writer = writer or ShardWriter(folder, params.rows_per_shard, schema, _shard_name(number))
-            writer.write(conformed(rows, schema, partition.name))
-    if writer is not None:
-        writer.end_shard()
-    return Collected(partition, num_read, types, tuple(writer.shards) if writer else ())
-
-
 def _renumbered(results: list[Collected], params: Collect) -> tuple[list[Collected], Renumbering]:
     """Give every repeated key its number, over all partitions, and write again the shards in which an id changes."""
     shards = [shard for result in results for shard in result.shards]
@@ -248,6 +259,15 @@ def _renumbered(results: list[Collected], params: Collect) -> tuple[list[Collect
         [replace(result, shards=tuple(itertools.islice(written, len(result.shards)))) for result in results],
         renumbering,
     )
+
+
+def _say_repeated(renumbering: Renumbering, params: Collect) -> None:
+    if renumbering.num_repeated and separator_of(params) == AFTER_KEY:
+        print(
+            f"collect: {renumbering.num_repeated:,} rows repeat an earlier row's key, {renumbering.an_example!r} among "
+            "them; their ids end in #1, #2, …",
+            file=sys.stderr,
+        )
 
 
 def _no_rows(results: list[Collected], params: Collect) -> str:

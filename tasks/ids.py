@@ -8,10 +8,11 @@ import datetime as dt
 import decimal
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import polars as pl
 
 # Of a content's hash, in an id. 80 bits: two of a hundred million different rows share one with a chance below 1e-8.
@@ -82,29 +83,19 @@ def renumber(
     """Number the rows of equal key in the order partition, then content.
 
     Shard s belongs to partition `partitions[s]`; `ids_of(s)` reads its ids, numbered in any way or not at all, and
-    `content_of(s, rows)` the content hashes of some of its rows. Eight bytes a row are held, and more only of rows
-    whose key repeats.
+    `content_of(s, rows)` the content hashes of some of its rows. Sixteen bytes a row are held, and more only of
+    rows whose key repeats.
     """
-    hashes, were_numbered = [], []
-    for shard in range(len(partitions)):
-        keys, numbers = keys_and_numbers(ids_of(shard), separator)
-        hashes.append(keys.hash())
-        were_numbered.append(numbers > 0)
-    # Keys of equal hash are suspects only: they are told apart below, by themselves.
-    suspect = pl.concat(hashes).is_duplicated() | pl.concat(were_numbered)
-    frames, start = [], 0
-    for shard, hashes_of_shard in enumerate(hashes):
-        rows = suspect.slice(start, len(hashes_of_shard)).arg_true()
-        start += len(hashes_of_shard)
-        if len(rows):
-            ids = ids_of(shard).gather(rows)
-            frames.append(
-                pl.DataFrame({"row": rows, "id": ids, "key": keys_and_numbers(ids, separator)[0]}).with_columns(
-                    shard=pl.lit(shard),
-                    partition=pl.lit(partitions[shard]),
-                    content=pl.Series(content_of(shard, rows), dtype=pl.String),
-                )
+    frames = []
+    for shard, rows in _suspects(len(partitions), ids_of, separator):
+        ids = ids_of(shard).gather(rows)
+        frames.append(
+            pl.DataFrame({"row": rows, "id": ids, "key": keys_and_numbers(ids, separator)[0]}).with_columns(
+                shard=pl.lit(shard),
+                partition=pl.lit(partitions[shard]),
+                content=pl.Series(content_of(shard, rows), dtype=pl.String),
             )
+        )
     if not frames:
         return Renumbering({}, 0, None)
     suspects = (
@@ -123,3 +114,25 @@ def renumber(
         len(repeated),
         str(repeated["key"][0]) if len(repeated) else None,
     )
+
+
+def _suspects(
+    num_shards: int, ids_of: Callable[[int], pl.Series], separator: Separator
+) -> Iterator[tuple[int, pl.Series]]:
+    """The rows, shard by shard, whose key may come twice or whose id has a number: all that may need another id.
+
+    Keys are compared by their hashes, so that a row that is alone may be among them.
+    """
+    hashes, numbered_rows = [], {}
+    for shard in range(num_shards):
+        keys, numbers = keys_and_numbers(ids_of(shard), separator)
+        hashes.append(keys.hash().to_numpy())
+        if (numbers > 0).any():
+            numbered_rows[shard] = (numbers > 0).to_numpy()
+    ordered = np.concatenate(hashes)
+    ordered.sort()
+    twice = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    for shard, hashes_of_shard in enumerate(hashes):
+        (rows,) = np.nonzero(np.isin(hashes_of_shard, twice) | numbered_rows.get(shard, False))
+        if len(rows):
+            yield shard, pl.Series(rows)

@@ -176,18 +176,26 @@ def test_data_in_the_repository_that_sorts_before_the_old_gives_the_bytes_of_a_f
     place.write("b.csv", some_rows(3, 6))  # k3 to k6 again
     place.collect(pinned=False)
     place.write("0-first.csv", some_rows(5, 2))
-    place.collect(OnlyNew(), pinned=False)
+    place.collect(Listing("0-first.csv"), pinned=False)
     grown = place.hashes()
     shutil.rmtree(place.collected)
     place.collect(pinned=False)
     assert place.hashes() == grown
 
 
-class OnlyNew(OnlyThese):
-    """Lists as the files source does, and reads nothing but the file that came first."""
+def test_data_taken_out_of_the_repository_gives_the_bytes_of_a_fresh_run(place: Place) -> None:
+    place.write("b.csv", some_rows(3, 6))
+    assert "k3#1" in place.collect(pinned=False)["id"].to_list()
+    (place.root / "data/a.csv").unlink()
+    place.collect(Listing(), pinned=False)
+    shrunk = place.hashes()
+    shutil.rmtree(place.collected)
+    assert "k3" in place.collect(pinned=False)["id"].to_list()
+    assert place.hashes() == shrunk
 
-    def __init__(self) -> None:
-        super().__init__("0-first.csv")
+
+class Listing(OnlyThese):
+    """Lists as the files source does, and may read only some of the files."""
 
     def partitions(self, options: CollectFiles, known: list[Partition]) -> list[Partition]:
         return SOURCE.partitions(options, known)
@@ -289,23 +297,6 @@ def test_another_choice_of_columns_leaves_the_ids_of_rows_without_a_key(tmp_path
     assert rows["group"].to_list() == ["k0", "k1", "k2", "k3", "k4"]
 
 
-def test_an_interrupted_run_leaves_what_stood(place: Place) -> None:
-    class Interrupted:
-        def read(self, options: CollectFiles, partition: Partition, rows_per_batch: int) -> Iterator[pl.DataFrame]:
-            yield from SOURCE.read(options, partition, rows_per_batch)
-            raise KeyboardInterrupt
-
-    place.collect()
-    before = place.hashes()
-    place.write("c.csv", some_rows(11, 5))
-    place.pull()
-    with pytest.raises(KeyboardInterrupt):
-        place.collect(Interrupted())
-    assert place.hashes() == before
-    assert sorted(path.name for path in place.root.iterdir()) == ["collect", "data", "report.json", "source.json"]
-    assert len(place.collect()) == 16
-
-
 def test_no_row_after_the_where_is_an_error_and_replaces_nothing(place: Place) -> None:
     place.collect()
     before = place.hashes()
@@ -353,6 +344,20 @@ def test_columns_of_two_types_in_two_files_are_made_one_where_no_value_is_lost(t
     place = Place(tmp_path, {**UNKEYED, "stars": "stars"}, pattern="data/*.jsonl")
     assert place.collect(pinned=False)["stars"].to_list() == [0.5, 4.0]
     assert place.report["columns"]["stars"] == "Float64"
+
+
+def test_types_are_decided_by_the_first_partition_that_is_there_now(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    floats, integers = '{"text": "a", "label": "x", "stars": 0.5}\n', '{"text": "b", "label": "x", "stars": 4}\n'
+    (tmp_path / "data/b.jsonl").write_text(integers)
+    place = Place(tmp_path, {**UNKEYED, "stars": "stars"}, pattern="data/*.jsonl")
+    assert place.collect(pinned=False)["stars"].to_list() == [4]
+    alone = place.hashes()
+    (tmp_path / "data/a.jsonl").write_text(floats)
+    assert place.collect(pinned=False)["stars"].to_list() == [0.5, 4.0]
+    (tmp_path / "data/a.jsonl").unlink()
+    place.collect(pinned=False)
+    assert place.hashes() == alone
 
 
 def test_columns_whose_types_cannot_meet_are_named_with_their_partition(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ class Partition:
     """A part of a source that does not change: a file, or the rows between two watermarks."""
 
     name: str
-    pin: dict[str, Any]  # JSON: hashes, ETags, watermarks, whatever proves that the rows are the same; `size` in bytes
+    pin: dict[str, Any]
+    """JSON that proves that the rows are the same: hashes, ETags, watermarks. Where the source knows them, `size` (the
+    bytes to read) and `rows`."""
 
 
 Options = TypeVar("Options", bound=Collect, contravariant=True)

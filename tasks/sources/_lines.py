@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 import polars as pl
 
 from tasks.errors import SourceError
-from tasks.sources._values import Unfit, common, frame, kind_of
+from tasks.sources._values import NOTHING, Unfit, frame, widened
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -98,10 +98,7 @@ def read_json_lines(path: Path, shown: str, rows_per_batch: int) -> Iterator[pl.
     for number, row in _objects(path, shown):
         for name, value in row.items():
             try:
-                kind = kind_of(value)
-                before = kinds.get(name)
-                if kind != before:
-                    kinds[name] = kind if before is None else common(before, kind)
+                kinds[name] = widened(kinds.get(name, NOTHING), value)
             except Unfit as unfit:
                 raise SourceError(
                     f"{shown}, line {number}: {name!r} holds {unfit}. Give it one kind of value in all lines."

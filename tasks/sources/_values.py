@@ -1,6 +1,7 @@
 """Columns out of Python values, as JSON and database drivers give them: one type for a column, or a clear no."""
 
 import datetime as dt
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import polars as pl
 
 _MAX_DECIMAL_DIGITS = 38
+
+NOTHING: pl.DataType = pl.Null()
 
 _SCALARS: Mapping[type, pl.DataType] = {
     bool: pl.Boolean(),
@@ -24,13 +27,19 @@ class Unfit(ValueError):
     """Values that no one column holds. The message says which, without the place."""
 
 
+def widened(kind: pl.DataType, value: Any) -> pl.DataType:
+    """The type of a column that holds what `kind` holds, and this value. Raises Unfit where there is none."""
+    # Nearly every value is of the type that was found before: that path has to be short.
+    if value is None or (_SCALARS.get(type(value)) is kind and not isinstance(value, int)):
+        return kind
+    return common(kind, kind_of(value))
+
+
 def kind_of(value: Any) -> pl.DataType:
     """The type of a column that holds this value. Raises Unfit where there is none."""
-    if value is None:
-        return pl.Null()
     match value:
-        case bool():
-            return pl.Boolean()
+        case None:
+            return NOTHING
         case int() if not -(2**63) <= value < 2**63:
             raise Unfit("a whole number past 64 bits; write it as text")
         case dt.datetime():
@@ -40,10 +49,7 @@ def kind_of(value: Any) -> pl.DataType:
         case Decimal():
             return _decimal(value)
         case list():
-            inner: pl.DataType = pl.Null()
-            for item in value:
-                inner = common(inner, kind_of(item))
-            return pl.List(inner)
+            return pl.List(functools.reduce(widened, value, NOTHING))
         case dict():
             return pl.Struct({name: kind_of(item) for name, item in value.items()})
     kind = _SCALARS.get(type(value))
@@ -72,7 +78,7 @@ def common(one: pl.DataType, other: pl.DataType) -> pl.DataType:
         case pl.Struct(), pl.Struct():
             fields = {field.name: _kind(field.dtype) for field in one.fields}
             for field in other.fields:
-                fields[field.name] = common(fields.get(field.name, pl.Null()), _kind(field.dtype))
+                fields[field.name] = common(fields.get(field.name, NOTHING), _kind(field.dtype))
             return pl.Struct(fields)
     raise Unfit(f"{other} where earlier rows have {one}")
 
@@ -92,6 +98,8 @@ def _decimal(value: Decimal) -> pl.DataType:
     exponent = value.as_tuple().exponent
     if not isinstance(exponent, int):
         raise Unfit(f"{value} among decimals; make it a double")
+    if max(-exponent, len(value.as_tuple().digits) + max(exponent, 0)) > _MAX_DECIMAL_DIGITS:
+        raise Unfit(f"a decimal of more than {_MAX_DECIMAL_DIGITS} digits; make it a double or text")
     return pl.Decimal(_MAX_DECIMAL_DIGITS, max(0, -exponent))
 
 

@@ -93,8 +93,8 @@ def _place(template: str) -> _Place:
     import fsspec
 
     try:
-        # No caches: a listing must be the store's as it is now.
-        store = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False)
+        # Not one that was made before: it would list what it saw then.
+        store = fsspec.filesystem(scheme, skip_instance_cache=True)
     except ImportError:
         raise SourceError(f"Please install modelmill[{_EXTRAS[scheme]}] to read {scheme}:// addresses.") from None
     path = urlsplit(url.url).path if scheme.startswith("http") else url.url

@@ -13,6 +13,7 @@ holds the columns and their types, the number of rows, and a hash over the rows 
 
 import contextlib
 import datetime as dt
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from tasks.ids import content_hash
 from tasks.params import CollectSql
 from tasks.sources import Partition, Source
 from tasks.sources._credentials import SecretUrl, from_environment
-from tasks.sources._values import Unfit, common, frame, kind_of
+from tasks.sources._values import NOTHING, Unfit, frame, widened
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Select, Subquery
@@ -107,7 +108,7 @@ class _Database:
 
     def pin(self, options: CollectSql, after: str | None, until: str | None) -> dict[str, Any]:
         """Read the rows once, for what proves that they are the same when they are read again."""
-        kinds: dict[str, pl.DataType] = {name: pl.Null() for name in self.names}
+        kinds = dict.fromkeys(self.names, NOTHING)
         num_rows, digest = 0, _Digest()
         for columns in self.stream(self.names, options.watermark, after, until, _ROWS_PER_FETCH):
             for name, values in columns.items():
@@ -271,17 +272,16 @@ def _check_asked(options: CollectSql, partition: Partition) -> None:
 def _changed(partition: Partition, how: str) -> str:
     return (
         f"The rows of the partition {partition.name!r} are no longer those that were pinned: {how}. Restore them in "
-        "the database; or delete source.json and run `mill pull`, which pins what is there now."
+        "the database; or bring them over from another copy of this repository with `dvc pull`; or delete source.json "
+        "and run `mill pull`, which pins what is there now."
     )
 
 
 def _kind_of_all(kind: pl.DataType, name: str, values: Sequence[Any]) -> pl.DataType:
     try:
-        for value in values:
-            kind = common(kind, kind_of(value))
+        return functools.reduce(widened, values, kind)
     except Unfit as unfit:
         raise SourceError(f"The query's column {name!r} holds {unfit}. CAST it to one type in collect.query.") from None
-    return kind
 
 
 def _plain(value: Any, name: str) -> Any:
