@@ -14,6 +14,8 @@ from markupsafe import Markup
 
 from flows.store import current
 from flows.tally import Step, reports, steps
+from tasks import problems
+from tasks.deploy import higher_is_better
 from tasks.errors import ReleaseError
 from tasks.pages import render
 from tasks.params import Model, load
@@ -24,11 +26,11 @@ from tasks.shards import read_json, write_text
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with its interval, and the floor that it has to reach, if there is one."""
+    """A figure with its interval, and the limit that it has to keep, if there is one."""
 
     name: str
     found: Mapping[str, float | None]
-    floor: float | None = None
+    limit: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,17 @@ def _figures(
     headline = str(evaluation["headline_metric"])
     floors = release.manifest["parameters"]["deploy"]["floors"] if release else params.deploy.floors
     names = [headline, *(name for name in sorted(floors) if name != headline and name in evaluation["metrics"])]
-    figures = [Figure(name, evaluation["metrics"][name], floors.get(name)) for name in names]
+    figures = [Figure(name, evaluation["metrics"][name], _limit(name, floors, params)) for name in names]
     baselines = [
         Figure(name, baseline["metrics"][headline]) for name, baseline in sorted(evaluation["baselines"].items())
     ]
     return headline, figures, baselines
+
+
+def _limit(name: str, floors: Mapping[str, float], params: Model) -> str:
+    if name not in floors:
+        return ""
+    return f"{'≥' if higher_is_better(name, problems.load(params.problem)) else '≤'} {floors[name]:g}"
 
 
 def _flow(found: Mapping[str, Any]) -> list[tuple[str, int, str]]:

@@ -8,8 +8,11 @@ from typing import Any
 from tasks.paths import STAGES, Paths
 from tasks.shards import read_json
 
-# A stage's rows in and out by its report; None where a stage has no rows to speak of.
+# A stage's rows in and out; None where it has none to speak of.
 Rows = tuple[int | None, int | None]
+
+# The stages' reports that are there, by stage.
+Reports = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -29,17 +32,18 @@ class Step:
 
 def steps(paths: Paths) -> list[Step]:
     """Every stage in its order, those that have not run among them."""
-    return [_step(paths, stage) for stage in STAGES]
+    found = reports(paths)
+    return [_step(paths, stage, found) for stage in STAGES]
 
 
-def reports(paths: Paths) -> dict[str, Any]:
+def reports(paths: Paths) -> Reports:
     """The stages' reports that are there, by stage."""
     return {stage: read_json(paths.report(stage)) for stage in STAGES if paths.report(stage).exists()}
 
 
-def _step(paths: Paths, stage: str) -> Step:
-    measured, report = paths.measured(stage), paths.report(stage)
-    rows_in, rows_out = _ROWS[stage](read_json(report)) if report.exists() else (None, None)
+def _step(paths: Paths, stage: str, found: Reports) -> Step:
+    measured = paths.measured(stage)
+    rows_in, rows_out = _ROWS[stage](found) if stage in found else (None, None)
     ran = measured.exists()
     return Step(
         stage,
@@ -57,18 +61,46 @@ def _places(paths: Paths, stage: str) -> list[Path]:
     return [best.get(stage, paths.page(stage)), paths.report(stage)]
 
 
-def _tokenize_rows(report: Mapping[str, Any]) -> Rows:
-    num_rows = sum(split["rows"] for split in report["splits"].values())
+def _collect(found: Reports) -> Rows:
+    return found["collect"]["read"], found["collect"]["rows"]
+
+
+def _validate(found: Reports) -> Rows:
+    return found["validate"]["rows"]["collected"], found["validate"]["rows"]["valid"]
+
+
+def _clean(found: Reports) -> Rows:
+    return found["clean"]["rows_in"], found["clean"]["rows_kept"]
+
+
+def _tokenize(found: Reports) -> Rows:
+    num_rows = sum(split["rows"] for split in found["tokenize"]["splits"].values())
     return num_rows, num_rows
 
 
-_ROWS: dict[str, Callable[[Mapping[str, Any]], Rows]] = {
-    "collect": lambda report: (report["read"], report["rows"]),
-    "validate": lambda report: (report["rows"]["collected"], report["rows"]["valid"]),
-    "clean": lambda report: (report["rows_in"], report["rows_kept"]),
-    "tokenize": _tokenize_rows,
-    "train": lambda report: (None, None),
-    "export": lambda report: (report["checked_rows"], None),
-    "evaluate": lambda report: (report["rows"]["test"], None),
-    "deploy": lambda report: (None, None),
+def _train(found: Reports) -> Rows:
+    return (found["tokenize"]["splits"]["train"]["rows"] if "tokenize" in found else None), None
+
+
+def _export(found: Reports) -> Rows:
+    return found["export"]["checked_rows"], None
+
+
+def _evaluate(found: Reports) -> Rows:
+    return found["evaluate"]["rows"]["test"], None
+
+
+def _deploy(found: Reports) -> Rows:
+    return None, None
+
+
+_ROWS: Mapping[str, Callable[[Reports], Rows]] = {
+    "collect": _collect,
+    "validate": _validate,
+    "clean": _clean,
+    "tokenize": _tokenize,
+    "train": _train,
+    "export": _export,
+    "evaluate": _evaluate,
+    "deploy": _deploy,
 }

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import shutil
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ def deploy(paths: Paths, release: Path, report: Path, *, params: Model, problem:
                 "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
             },
         )
+    # Whoever runs DVC alone sees no other word of it.
+    print(f"deploy: {manifest['version']} is {verdict}. {' '.join(reasons)}".rstrip(), file=sys.stderr)
     write_json(
         report,
         {
@@ -101,12 +104,11 @@ def judge(evaluation: Mapping[str, Any], params: Deploy, problem: Problem) -> li
     check_floors(params.floors, metrics, problem)
     for name, floor in sorted(params.floors.items()):
         value = metrics[name]["value"]
-        # The metric of one label, f1[positive], has the direction of f1.
-        higher_is_better = problem.higher_is_better[name.partition("[")[0]]
-        limit, side = ("floor", "below") if higher_is_better else ("ceiling", "above")
+        higher = higher_is_better(name, problem)
+        limit, side = ("floor", "below") if higher else ("ceiling", "above")
         if value is None:
             reasons.append(f"{name} is not defined on the test split, and has a {limit} of {floor:g}.")
-        elif (value < floor) if higher_is_better else (value > floor):
+        elif (value < floor) if higher else (value > floor):
             off = round(abs(value - floor), 6)
             reasons.append(f"{name} is {value:g}: {off:g} {side} its {limit} of {floor:g}.")
     if params.must_beat_baselines:
@@ -127,6 +129,11 @@ def check_floors(floors: Iterable[str], metrics: Collection[str], problem: Probl
                 f"params.yaml: deploy.floors.{name} is not a metric of {problem.name}.{did_you_mean(name, metrics)} "
                 f"Known: {', '.join(sorted(metrics))}."
             )
+
+
+def higher_is_better(metric: str, problem: Problem) -> bool:
+    """The direction of a metric; that of one label, f1[positive], has the direction of f1."""
+    return problem.higher_is_better[metric.partition("[")[0]]
 
 
 def _spoken(found: Mapping[str, float | None]) -> str:

@@ -102,8 +102,9 @@ def test_the_verdict_stands_in_the_report_and_in_the_manifest(line: Line) -> Non
     assert report["headline"]["metric"] == "accuracy"
 
 
-def test_a_refusal_is_a_verdict_and_the_release_is_still_made(line: Line) -> None:
+def test_a_refusal_is_a_verdict_and_the_release_is_still_made(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
     report = deployed(line, floors={"accuracy": 1.0})
+    assert f"deploy: {report['version']} is refused. accuracy is" in capsys.readouterr().err
     release = read_release(line.paths.release)
     assert not release.accepted
     assert report["verdict"] == "refused"

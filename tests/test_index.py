@@ -85,8 +85,10 @@ def test_a_refusal_is_shown_with_its_reasons_and_the_floors(line: Line) -> None:
     text = Seen(build_index(paths.root)).text
     assert "Refused · sha-" in text
     assert "below its floor of 0.99" in text
-    assert "1 model: 0 accepted, 1 refused" in text
+    assert "1 model: 1 refused." in text
+    assert "≥ 0.99" in text
     assert "Log loss" in text
+    assert "≤ 0.9" in text
     assert "No version is in use." in text
 
 
@@ -110,7 +112,7 @@ def test_a_model_that_was_never_run_gets_a_sentence(line: Line) -> None:
     content["models"]["later"] = content["models"]["tiny"]
     write_json(line.paths.root / "params.yaml", content)
     text = Seen(build_index(line.paths.root)).text
-    assert "2 models: 1 accepted, 0 refused, 1 without a release." in text
+    assert "2 models: 1 accepted, 1 without a release." in text
     assert "Nothing has been made yet: mill run later does it." in text
 
 
