@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from tasks.duplicates import conflicts, duplicate_reasons, repeated, text_hashes
 from tasks.errors import DataError
 from tasks.neighbours import Sketches
-from tasks.normalise import normalise, strip_markup
-from tasks.params import Clean
+from tasks.normalise import normalised
+from tasks.params import Clean, Tidy
 from tasks.parts import Parts
 from tasks.problems import Problem
 from tasks.progress import progress
@@ -105,7 +105,7 @@ def clean(valid: Path, kept: Path, tally: Path, *, params: Clean, problem: Probl
         _require_enough(valid, counts, params)
         write_parquet(folder / DROPPED, dropped)
         del dropped  # where most rows go it is large, and writing takes memory
-        _write_rows(folder, sifted, stays.select("number", "split"))
+        _write_rows(folder, sifted, stays.select("number", "split"), params)
         shutil.rmtree(work)
 
 
@@ -155,8 +155,7 @@ def tidy(rows: pl.DataFrame, params: Clean, problem: Problem) -> tuple[pl.DataFr
 
     The reason is null where a row may stay. All labels are "" where the problem has none.
     """
-    texts = [strip_markup(rows[column]) if params.strip_markup else rows[column] for column in problem.texts]
-    rows = rows.with_columns(normalise(text, params.unicode) for text in texts)
+    rows = normalised(rows, problem.texts, params)
     num_chars = [pl.col(column).str.len_chars() for column in problem.texts]
     lines = rows.select(
         pl.col("id").cast(pl.String),
@@ -216,15 +215,15 @@ def _count(num_rows: int, stays: pl.DataFrame, dropped: pl.DataFrame, *, has_lab
     }
 
 
-def _write_rows(folder: Path, sifted: _Sifted, stays: pl.DataFrame) -> None:
-    """The rows in their order, one shard after the other."""
+def _write_rows(folder: Path, sifted: _Sifted, stays: pl.DataFrame, params: Clean) -> None:
+    """The rows in their order, one shard after the other, and in the manifest how their texts were tidied."""
     writer = ShardWriter(folder, _ROWS_PER_SHARD, {**sifted.schema, "split": pl.String()})
     with progress("clean: write", len(stays), "rows") as advance:
         for some in stays.iter_slices(_ROWS_AT_A_TIME):
             rows = sifted.parts.read(some["number"].to_numpy().astype(np.int64))
             writer.write(rows.with_columns(some["split"].cast(pl.String)))
             advance(len(some))
-    writer.finish()
+    writer.finish(tidy={name: getattr(params, name) for name in Tidy.model_fields})
 
 
 def _read(shard: Shard, sifted: _Sifted) -> pl.DataFrame:

@@ -78,7 +78,7 @@ def export(
         for path in files.values():
             path.unlink(missing_ok=True)
         shutil.copyfile(checkpoint / "tokenizer" / "tokenizer.json", folder / "tokenizer.json")
-        described = {name: facts[name] for name in ("base", "max_tokens", "pad_id", "problem", "signature")}
+        described = {name: facts[name] for name in ("base", "max_tokens", "pad_id", "problem", "signature", "tidy")}
         write_json(folder / "runtime.json", {**described, "calibration": calibration, "variant": kept})
     write_json(
         report,

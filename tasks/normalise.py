@@ -1,9 +1,11 @@
 """Text as a person reads it: one form of Unicode, one space between words, and no markup."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import polars as pl
+
+from tasks.params import Tidy
 
 # What prints nothing and parts nothing: controls (of mis-decoded UTF-16, for instance), soft hyphens, zero-width spaces
 # and no-break spaces, byte order marks, interlinear marks, and the bidirectional embeddings and overrides that Unicode
@@ -40,6 +42,12 @@ _INLINE_TAG = rf"(?i)<(/?(?:{_INLINE}){_ATTRIBUTES})>"
 _COMMENT = r"(?is)<!--.*?-->|<!doctype\b[^>]*>|<\?xml\b[^>]*>"
 _ENTITY = r"&(#[0-9]{1,7};|#[xX][0-9a-fA-F]{1,6};|[a-zA-Z][a-zA-Z0-9]{1,31};)"
 _MARKUP = "|".join(f"(?:{pattern})" for pattern in (_BLOCK_TAG, _INLINE_TAG, _COMMENT, _ENTITY))
+
+
+def normalised(rows: pl.DataFrame, columns: Sequence[str], params: Tidy) -> pl.DataFrame:
+    """The rows with the texts of `columns` in one form, without markup where `params` say so."""
+    texts = [strip_markup(rows[column]) if params.strip_markup else rows[column] for column in columns]
+    return rows.with_columns(normalise(text, params.unicode) for text in texts)
 
 
 def normalise(texts: pl.Series, form: Literal["NFC", "NFKC"]) -> pl.Series:

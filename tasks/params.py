@@ -138,15 +138,20 @@ class SplitByTime(Section):
     test_from: Text
 
 
-class Clean(Section):
-    """How text is normalised, redacted and compared, and how rows are split."""
+class Tidy(Section):
+    """What is done to a text before a model reads it: to those it learns from, and to those it is asked about."""
 
     unicode: Literal["NFC", "NFKC"]
     strip_markup: bool
-    min_chars: Annotated[int, Field(ge=0)]
-    max_chars: Count
     redact: list[Literal["email", "phone", "ip", "card", "iban"]]
     phone_regions: list[Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$")]]
+
+
+class Clean(Tidy):
+    """How texts are tidied and compared, and how rows are split."""
+
+    min_chars: Annotated[int, Field(ge=0)]
+    max_chars: Count
     near_duplicates: NearDuplicates | None
     min_rows: Count
     split: Annotated[SplitByHash | SplitByTime, Field(discriminator="by")]

@@ -1,8 +1,8 @@
 """What answers: an exported model under ONNX Runtime with its tokenizer. Export checks it, evaluate measures it, deploy
 packs it, and predictions come from it, so that what is evaluated is what is served.
 
-A folder that it opens holds `model.onnx`, `tokenizer.json` and `runtime.json` (problem, signature, max_tokens, pad_id,
-calibration, variant).
+A folder that it opens holds `model.onnx`, `tokenizer.json` and `runtime.json` (problem, signature, tidy, max_tokens,
+pad_id, calibration, variant).
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 
 from tasks import problems
 from tasks.errors import DataError
+from tasks.normalise import normalised
+from tasks.params import Tidy
 from tasks.problems import Problem, Signature
+from tasks.redact import redact
 from tasks.shards import read_json
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ class Runtime:
 
     problem: Problem
     signature: Signature
+    tidy: Tidy
     calibration: Mapping[str, float]
     max_tokens: int
     pad_id: int
@@ -41,12 +45,14 @@ class Runtime:
     def outputs(
         self, rows: pl.DataFrame, batch_size: int = 64, advance: Callable[[int], None] = lambda _: None
     ) -> dict[str, NDArray[Any]]:
-        """The model's arrays for rows that have `id` and the problem's inputs; `advance` hears of each batch's rows."""
+        """The model's arrays for clean rows of `id` and the problem's inputs; `advance` hears of each batch's rows."""
         encoded = self.problem.encode(rows, self.tokenizer, None, self.max_tokens)
         return run(self.session, self.problem, encoded, self.pad_id, batch_size, advance)
 
     def predict(self, rows: pl.DataFrame, batch_size: int = 64) -> pl.DataFrame:
-        """The answers: N rows in, N rows out."""
+        """The answers to rows as a caller has them, tidied as the rows were that the model has learned from."""
+        columns = [name for name in self.problem.texts if name in self.problem.inputs]
+        rows, _ = redact(normalised(rows, columns, self.tidy), columns, self.tidy.redact, self.tidy.phone_regions)
         return self.problem.answer(self.outputs(rows, batch_size), self.signature, self.calibration)
 
 
@@ -65,6 +71,7 @@ def load_runtime(folder: Path, threads: int) -> Runtime:
     return Runtime(
         problem=problems.load(facts["problem"]),
         signature=facts["signature"],
+        tidy=Tidy.model_validate(facts["tidy"]),
         calibration=facts["calibration"],
         max_tokens=facts["max_tokens"],
         pad_id=facts["pad_id"],

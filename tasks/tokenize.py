@@ -12,7 +12,16 @@ import polars as pl
 from tasks.params import Scratch, Tokenize, TrainedTokenizer
 from tasks.problems import Problem
 from tasks.progress import progress
-from tasks.shards import atomic_file, atomic_folder, read_shards, require_space, sha256_of, write_json
+from tasks.shards import (
+    MANIFEST,
+    atomic_file,
+    atomic_folder,
+    read_json,
+    read_shards,
+    require_space,
+    sha256_of,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -62,6 +71,7 @@ def tokenize(
             "pad_id": tokenizer.pad_token_id,
             "shards": entries,
             "signature": signature,
+            "tidy": read_json(clean / MANIFEST)["tidy"],
             "vocabulary": len(tokenizer),
         }
         write_json(folder / "manifest.json", facts)

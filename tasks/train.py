@@ -73,7 +73,7 @@ def train(
         for name in ("config.json", "model.safetensors"):
             shutil.copyfile(journal.best_folder / name, folder / name)
         shutil.copytree(tokens / "tokenizer", folder / "tokenizer")
-        kept = {name: facts[name] for name in ("max_tokens", "pad_id", "signature", "vocabulary")}
+        kept = {name: facts[name] for name in ("max_tokens", "pad_id", "signature", "tidy", "vocabulary")}
         write_json(folder / "signature.json", {**kept, "base": _json(base), "problem": problem.name})
     write_json(report, {**journal.summary(), "precision": precision, "threads": threads})
     write_json(curve, journal.curve())

@@ -16,6 +16,9 @@ from tasks.shards import ShardWriter, write_json
 
 REPOSITORY = Path(__file__).parent.parent
 
+# How the texts of a clean folder were tidied, as its manifest says it.
+TIDY = {"unicode": "NFC", "strip_markup": True, "redact": ["email"], "phone_regions": []}
+
 
 @dataclass(frozen=True)
 class Line:
@@ -51,7 +54,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, reviews: pl.DataFrame) -> Lin
         folder.mkdir(parents=True)
         writer = ShardWriter(folder, 250, rows.schema)
         writer.write(rows)
-        writer.finish()
+        writer.finish(tidy=TIDY)
     tokenize(
         paths.clean, paths.tokens, paths.report("tokenize"), params=params.tokenize, base=params.base, problem=problem
     )

@@ -136,3 +136,11 @@ def test_a_missing_or_damaged_file_of_a_model_is_named(exported, tmp_path, name)
     (folder / name).unlink()
     with pytest.raises(DataError, match=name.replace(".", r"\.")):
         load_runtime(folder, 1)
+
+
+def test_a_caller_s_text_is_tidied_as_those_were_that_the_model_learned_from(exported):
+    runtime = load_runtime(exported["fp32"], 2)
+    raw = pl.DataFrame({"id": ["a"], "text": ["A&nbsp;warm <b>film</b>,\u200b   write to me@example.org"]})
+    clean = pl.DataFrame({"id": ["a"], "text": ["A warm film, write to ⟨EMAIL_1⟩"]})
+    assert runtime.predict(raw).equals(runtime.predict(clean))
+    assert not runtime.predict(raw).equals(runtime.predict(clean.with_columns(text=pl.lit("something else"))))

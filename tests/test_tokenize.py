@@ -10,7 +10,7 @@ from tasks.params import TrainedTokenizer
 from tasks.shards import ShardWriter, read_json, sha256_of
 from tasks.tokenize import tokenize, train_tokenizer
 from tasks.tokens import load_tokens
-from tests.conftest import REPOSITORY, tiny_params
+from tests.conftest import REPOSITORY, TIDY, tiny_params
 
 PROBLEM = problems.load("text_classification")
 ODD = ["人工智能是未来科技发展的关键", "🙂🙃 naïve", "مرحبا بالعالم", "tab\tand\x00null", "ſ ﬁ Ⅷ"]
@@ -22,7 +22,7 @@ def run(tmp_path, rows, **changes):
     folder.mkdir(parents=True)
     writer = ShardWriter(folder, changes.pop("rows_per_shard", 1000), rows.schema)
     writer.write(rows)
-    writer.finish()
+    writer.finish(tidy=TIDY)
     base = changes.pop("base", params.base)
     out = tmp_path / "tokens"
     section = params.tokenize.model_copy(update=changes)
