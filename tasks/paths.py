@@ -83,8 +83,8 @@ class Paths:
 
     @property
     def live(self) -> Path:
-        """DVCLive's folder; it holds rates, so it is measured."""
-        return self.reports / "measured" / "live"
+        """DVCLive's folder: what training says while it runs. It holds rates, so it is not in Git."""
+        return self.reports / "live"
 
     @property
     def work(self) -> Path:

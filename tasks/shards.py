@@ -17,12 +17,15 @@ from typing import Any
 
 import polars as pl
 
-from tasks.errors import DataError, OutOfSpace
+from tasks.errors import DataError, MillError, OutOfSpace
 
 MANIFEST = "manifest.json"
 
 # What an interrupted write leaves behind, and the next write of the same thing removes.
 _UNFINISHED = ".unfinished-"
+
+# With less than this left, whatever fails to be written fails for want of room.
+_FULL_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -185,28 +188,39 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def explained_when_full(path: Path) -> Iterator[None]:
-    """Turn a full disk into a sentence; what stood before still stands."""
+    """Turn a failure on a full disk into a sentence; what stood before still stands."""
     try:
         yield
-    except (OSError, pl.exceptions.PolarsError) as error:
-        # Polars writes in Rust and passes the system's error on as text.
-        code = error.errno if isinstance(error, OSError) else None
-        if code in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error):
-            raise OutOfSpace(
-                f"The disk of {path.parent} is full. Nothing was replaced; make room and run it again."
-            ) from None
+    except MillError:
         raise
+    except Exception as error:
+        if not _is_about_room(error, path):
+            raise
+        raise OutOfSpace(
+            f"The disk of {path.parent} is full. Nothing was replaced; make room and run it again."
+        ) from None
+
+
+def _is_about_room(error: Exception, path: Path) -> bool:
+    """Whether a full disk is what failed. Code in Rust and C++ passes that on as text, or in words of its own."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return os.strerror(errno.ENOSPC) in str(error) or _free_bytes(path) < _FULL_BYTES
 
 
 def require_space(folder: Path, num_bytes: int) -> None:
     """Raise OutOfSpace before long work that needs `num_bytes` where the disk of `folder` has less."""
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
+    free = _free_bytes(folder)
     if free < num_bytes:
         raise OutOfSpace(
             f"The disk of {folder} has {free / 1e6:,.0f} MB free; this needs about {num_bytes / 1e6:,.0f} MB. "
             "Make room and run it again; nothing has been written."
         )
+
+
+def _free_bytes(path: Path) -> int:
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free
 
 
 def sha256_of(path: Path) -> str:

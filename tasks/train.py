@@ -21,7 +21,7 @@ from tasks.errors import ParamsError
 from tasks.params import Scratch, Train
 from tasks.pretrained import quiet
 from tasks.problems import Problem, Signature
-from tasks.shards import atomic_folder, read_json, require_space, sha256_of, write_json
+from tasks.shards import atomic_folder, explained_when_full, read_json, require_space, sha256_of, write_json
 from tasks.tokens import load_tokens
 from tasks.training import Journal, Progress, last_whole_checkpoint
 
@@ -66,7 +66,8 @@ def train(
     journal = Journal(unfinished, live, params, threads)
     trainer = make_trainer(model, learned, held_out, params, precision, problem, facts["pad_id"], unfinished, journal)
     resumed = last_whole_checkpoint(unfinished)
-    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    with explained_when_full(unfinished):
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     journal.close()
 
     with atomic_folder(checkpoint) as folder:

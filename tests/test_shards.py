@@ -1,6 +1,5 @@
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -113,26 +112,14 @@ def test_a_folder_left_by_a_killed_writer_is_removed_and_a_living_writer_s_is_no
     living.stdout.close()
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0 or not shutil.which("mount"), reason="a small disk is made with mount, which root may do"
-)
-def test_a_disk_that_fills_up_is_said_and_nothing_is_replaced(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"mount is not allowed here: {mounted.stderr.decode().strip()}")
-    try:
-        write(disk / "rows", ROWS, 100)
-        noise = pl.DataFrame({"id": [os.urandom(1000).hex() for _ in range(1000)]})
-        with pytest.raises(OutOfSpace, match="Nothing was replaced; make room and run it again"):
-            write(disk / "rows", noise, 100)
-        assert read_rows(disk / "rows").equals(ROWS)
-        assert names(disk) == ["rows"]
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+def test_a_disk_that_fills_up_is_said_and_nothing_is_replaced(small_disk):
+    disk = small_disk("256k")
+    write(disk / "rows", ROWS, 100)
+    noise = pl.DataFrame({"id": [os.urandom(1000).hex() for _ in range(1000)]})
+    with pytest.raises(OutOfSpace, match="Nothing was replaced; make room and run it again"):
+        write(disk / "rows", noise, 100)
+    assert read_rows(disk / "rows").equals(ROWS)
+    assert names(disk) == ["rows"]
 
 
 def test_an_error_of_the_disk_that_is_not_about_room_stays_what_it_is(tmp_path):

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tasks import problems
-from tasks.errors import DataError, ParamsError
+from tasks.errors import DataError, OutOfSpace, ParamsError
 from tasks.params import EarlyStopping
 from tasks.shards import read_json, sha256_of
 from tasks.tokens import load_tokens
@@ -81,6 +81,17 @@ def test_training_killed_again_and_again_ends_in_the_same_bits(tiny: Line, tmp_p
     assert kills > 0
     assert hashes(run(tiny.paths.tokens, out, dropout=dropout)) == hashes(whole)
     assert not list((out / "work").iterdir())
+
+
+def test_training_on_a_disk_that_fills_up_says_so_and_goes_on_when_there_is_room(tiny: Line, tmp_path, small_disk):
+    whole = run(tiny.paths.tokens, tmp_path / "whole")
+    out = tmp_path / "full"
+    out.mkdir()
+    (out / "work").symlink_to(small_disk("900k"))
+    with pytest.raises(OutOfSpace, match="make room and run it again"):
+        run(tiny.paths.tokens, out)
+    (out / "work").unlink()
+    assert hashes(run(tiny.paths.tokens, out)) == hashes(whole)
 
 
 def test_a_checkpoint_cut_short_is_passed_over(tmp_path):
