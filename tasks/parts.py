@@ -27,7 +27,7 @@ class Parts:
     def read(self, numbers: NDArray[np.int64]) -> pl.DataFrame:
         """The rows of these numbers, at least one, in their order."""
         order = np.argsort(numbers)
-        return pl.concat(self._ascending(numbers[order]))
+        return pl.concat(self._ascending(numbers[order]))[np.argsort(order)]
 
     def _ascending(self, numbers: NDArray[np.int64]) -> Iterator[pl.DataFrame]:
         parts, starts = np.unique(np.searchsorted(self._starts, numbers, side="right") - 1, return_index=True)
