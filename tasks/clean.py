@@ -239,7 +239,7 @@ def _read(shard: Shard, sifted: _Sifted) -> pl.DataFrame:
             f"{_described(sifted.schema)}. Run collect and validate again."
         )
     sifted.schema = rows.schema
-    return rows.sort("id")
+    return rows.sort("id")  # so that rows which will stand together are read together from their parts
 
 
 def _described(schema: pl.Schema) -> str:
