@@ -74,6 +74,7 @@ def stock(paths: Paths, section, test: pl.DataFrame) -> tuple[float, float]:
         )
         collator = transformers.DataCollatorWithPadding(tokenizer)
         trainer = transformers.Trainer(model, arguments, collator, train_dataset=rows, callbacks=[watch])
+        trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
     labels = read_json(paths.tokens / "manifest.json")["signature"]["labels"]
     num_tokens = section.epochs * int(learned["input_ids"].list.len().sum())
