@@ -24,6 +24,7 @@ import polars as pl
 Kind = Literal["email", "phone", "ip", "card", "iban"]
 
 PSEUDONYM = re.compile(r"⟨(EMAIL|PHONE|IP|CARD|IBAN)_([0-9]+)⟩")
+_KIND_OF: Mapping[str, Kind] = {"EMAIL": "email", "PHONE": "phone", "IP": "ip", "CARD": "card", "IBAN": "iban"}
 
 
 class _Found(NamedTuple):
@@ -69,7 +70,8 @@ def redact_texts(
     finders = list(_finders(kinds, phone_regions))
     counts: Counter[Kind] = Counter()
     numbers: dict[tuple[Kind, str], int] = {}
-    used = _numbers_in_use(texts)
+    there_before = _numbers_in_use(texts)
+    used = there_before.copy()
     now = list(texts)
     # Again until nothing is found: what stood beside a match may be one itself once that is gone.
     while any(found := [_find(text, finders) if text else [] for text in now]):
@@ -79,7 +81,7 @@ def redact_texts(
                 numbers[kind, match.value] = used[kind]
             counts[kind] += 1
         now = [text and _replace(text, matches, numbers) for text, matches in zip(now, found, strict=True)]
-    return now, dict(counts)
+    return _numbered_by_appearance(now, there_before), dict(counts)
 
 
 def _finders(kinds: Sequence[Kind], phone_regions: Sequence[str]) -> Iterator[tuple[Kind, _Finder]]:
@@ -120,11 +122,27 @@ def _with(text: str, replacements: Iterable[tuple[_Found, str]]) -> str:
 def _numbers_in_use(texts: Iterable[str | None]) -> Counter[Kind]:
     """The highest number of each kind among pseudonyms that are there already."""
     used: Counter[Kind] = Counter()
-    kinds: dict[str, Kind] = {"EMAIL": "email", "PHONE": "phone", "IP": "ip", "CARD": "card", "IBAN": "iban"}
     for text in texts:
         for name, number in PSEUDONYM.findall(text or ""):
-            used[kinds[name]] = max(used[kinds[name]], int(number))
+            used[_KIND_OF[name]] = max(used[_KIND_OF[name]], int(number))
     return used
+
+
+def _numbered_by_appearance(texts: Iterable[str | None], there_before: Counter[Kind]) -> list[str | None]:
+    """What one round found may stand behind what a later one did: count up from those that were there before."""
+    used = there_before.copy()
+    renamed: dict[str, str] = {}
+
+    def in_order(match: re.Match[str]) -> str:
+        kind = _KIND_OF[match[1]]
+        if int(match[2]) <= there_before[kind]:
+            return match[0]
+        if match[0] not in renamed:
+            used[kind] += 1
+            renamed[match[0]] = f"⟨{match[1]}_{used[kind]}⟩"
+        return renamed[match[0]]
+
+    return [text and PSEUDONYM.sub(in_order, text) for text in texts]
 
 
 # Hyphens and dashes, full stops, slashes, brackets and spaces, as telephone numbers are written in print.

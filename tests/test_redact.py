@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.redact import redact, redact_texts
+from tasks.redact import PSEUDONYM, redact, redact_texts
 
 ALL = ["email", "phone", "ip", "card", "iban"]
 REGIONS = ["US", "GB"]
@@ -23,16 +23,22 @@ def redacted(*texts, kinds=ALL, regions=REGIONS):
         ("call (202) 555-0123 now", "call ⟨PHONE_1⟩ now"),
         ("202.555.0123 or +1 202-555-0123", "⟨PHONE_1⟩ or ⟨PHONE_1⟩"),
         ("020 7946 0958", "⟨PHONE_1⟩"),
+        ("(020) 7946 0958 or +44 (0)20 7946 0958", "⟨PHONE_1⟩ or ⟨PHONE_1⟩"),
+        ("mobile 07911 123456, +447911123456", "mobile ⟨PHONE_1⟩, ⟨PHONE_1⟩"),
+        ("0161 496 0000, or 212 555 0187 ext. 4", "⟨PHONE_1⟩, or ⟨PHONE_2⟩"),
         ("from abroad +49 30 901820", "from abroad ⟨PHONE_1⟩"),
         ("at 192.168.0.17.", "at ⟨IP_1⟩."),
         ("http://10.0.0.1:8080/ or 10.0.0.1/24", "http://⟨IP_1⟩:8080/ or ⟨IP_1⟩/24"),
         ("[2001:db8::8a2e:370:7334] is 2001:DB8:0:0:0:8A2E:370:7334", "[⟨IP_1⟩] is ⟨IP_1⟩"),
         ("paid with 4111 1111 1111 1111 12/25", "paid with ⟨CARD_1⟩ 12/25"),
         ("4111-1111-1111-1111 and 4111111111111111", "⟨CARD_1⟩ and ⟨CARD_1⟩"),
+        ("::ffff:192.0.2.128 and fe80::1ff:fe23:4567:890a", "⟨IP_1⟩ and ⟨IP_2⟩"),
         ("Amex 3782 822463 10005", "Amex ⟨CARD_1⟩"),
+        ("4222222222222, 5555 5555 5555 4444, 6304 0000 0000 0000", "⟨CARD_1⟩, ⟨CARD_2⟩, ⟨CARD_3⟩"),
         ("to DE89 3704 0044 0532 0130 00 please", "to ⟨IBAN_1⟩ please"),
         ("DE89370400440532013000, de89370400440532013000", "⟨IBAN_1⟩, ⟨IBAN_1⟩"),
         ("GB82 WEST 1234 5698 7654 32", "⟨IBAN_1⟩"),
+        ("NO93 8601 1117 947 or FR14 2004 1010 0505 0001 3M02 606", "⟨IBAN_1⟩ or ⟨IBAN_2⟩"),
     ],
 )
 def test_personal_data_is_replaced(text, hidden):
@@ -52,7 +58,10 @@ def test_personal_data_is_replaced(text, hidden):
         "version 1.2.3.4, v10.0.0.1, section 4.3.2.1, EC 2.7.3.2",
         "256.1.1.1 and 1.2.3.4.5 and 1.2.3",
         "std::vector, a::b, ::1, 12:30:45, 00:1a:2b:3c:4d:5e",
+        "Windows 10.0.19045.3693 and 3.14159265358979",
+        "9/10, 8.5/10, $19.99, £1,299.00, 100,000,000",
         "4111 1111 1111 1112",
+        "3782 822463 10006, 5555555555554445",
         "order 20240506123045123, id 1234567890123456",
         "rated 5 4 3 4 5 3 2 4 5 3 4 5 4",
         "DE00 3704 0044 0532 0130 00",
@@ -91,6 +100,19 @@ def test_pseudonyms_that_stand_there_already_keep_their_numbers():
     assert redacted("⟨EMAIL_1⟩ and a@x.org") == "⟨EMAIL_1⟩ and ⟨EMAIL_2⟩"
 
 
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("020 7946 0958, then 202-555-0123, then 020 7946 0958", "⟨PHONE_1⟩, then ⟨PHONE_2⟩, then ⟨PHONE_1⟩"),
+        # The first of these two is found when the second has gone.
+        ("202-555-0123.(212) 555-0187, 020 7946 0958", "⟨PHONE_1⟩.⟨PHONE_2⟩, ⟨PHONE_3⟩"),
+        ("⟨EMAIL_7⟩ b@x.orgDE89370400440532013000a@x.org b@x.org", "⟨EMAIL_7⟩ ⟨EMAIL_8⟩⟨EMAIL_9⟩ ⟨EMAIL_10⟩"),
+    ],
+)
+def test_numbers_count_up_as_a_reader_meets_them(text, hidden):
+    assert redacted(text) == hidden
+
+
 def test_rows_at_once_and_one_by_one_give_the_same(reviews):
     texts = ["call 202-555-0123", "a@x.org", "4111111111111111 GB82WEST12345698765432", "10.1.2.3", "2001:db8::8a2e:1"]
     mixed = pl.DataFrame({"text": [f"{text} {kind}" for text, kind in zip(reviews["text"], texts * 120, strict=True)]})
@@ -111,3 +133,14 @@ def test_redacting_twice_changes_nothing_more(texts):
     twice, counts = redact(once, ["text"], ALL, REGIONS)
     assert twice.equals(once)
     assert sum(counts.values()) == 0
+
+
+@settings(max_examples=200)
+@given(st.lists(PIECES.filter(lambda piece: piece != "⟨IP_3⟩"), max_size=12).map("".join))
+def test_no_number_appears_before_the_one_below_it(text):
+    met = {}
+    for kind, number in PSEUDONYM.findall(redacted(text)):
+        numbers = met.setdefault(kind, [])
+        if int(number) not in numbers:
+            numbers.append(int(number))
+    assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in met.values())
