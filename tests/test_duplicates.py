@@ -1,6 +1,8 @@
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tasks.duplicates import conflicts, duplicate_reasons, repeated, text_hashes
 
@@ -40,6 +42,27 @@ def test_a_text_that_comes_later_for_the_first_time_may_contradict_itself_there(
     found, torn = reasons((0, "a", "x", "+"), (3, "b", "y", "-"), (3, "c", "y", "+"), (4, "d", "z", "+"))
     assert found == [None, "conflicting_label", "conflicting_label", None]
     assert torn == {"groups": 1, "rows": 2}
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 99), st.sampled_from("xyz"), st.sampled_from("+-")), min_size=1
+    )
+)
+def test_reasons_are_those_that_reading_one_row_after_the_other_gives(drawn):
+    rows = sorted({f"{key:02}": (number, f"{key:02}", text, label) for number, key, text, label in drawn}.values())
+    expected = []
+    for number, name, text, label in rows:
+        same = [row for row in rows if row[2] == text]
+        first_number, first_name, _, first_label = same[0]
+        is_torn = len({row[3] for row in same if row[0] == first_number}) > 1
+        if is_torn and number == first_number:
+            expected.append("conflicting_label")
+        elif is_torn or label != first_label:
+            expected.append(f"conflicting_label_with:{first_name}")
+        else:
+            expected.append(None if name == first_name else f"duplicate_of:{first_name}")
+    assert reasons(*rows)[0] == expected
 
 
 @pytest.mark.parametrize("values", [[], [1], [3, 1, 3, 2, 1, 3], [5, 5], [1, 2, 3]])

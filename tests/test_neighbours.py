@@ -78,6 +78,21 @@ def test_noisy_copies_are_found_and_other_documents_are_not(tmp_path, passages):
     assert all(jaccard(texts[row], texts[near]) > 0.7 for row, near in enumerate(found) if near >= 0)
 
 
+def test_each_text_names_the_earliest_near_one_that_comparing_every_pair_finds(tmp_path, passages):
+    chance = random.Random(5)
+    texts = [noisy(chance.choice(passages[:40]), chance) for _ in range(300)]
+    minima = signatures(pl.Series(texts), NEAR)
+    expected = []
+    for row in range(len(texts)):
+        stays = [early for early, near in enumerate(expected) if near < 0]
+        agreeing = [early for early in stays if (minima[row] == minima[early]).mean() >= NEAR.threshold]
+        expected.append(agreeing[0] if agreeing else -1)
+    found = earliest_near(tmp_path, texts)
+    # Right at the threshold one pair in two hundred shares no band.
+    assert sum(one != other for one, other in zip(found, expected, strict=True)) <= 3
+    assert 150 < sum(near >= 0 for near in expected) < 300
+
+
 def test_another_seed_is_another_draw(passages):
     other = NEAR.model_copy(update={"seed": 2})
     texts = pl.Series(passages[:20])
@@ -129,6 +144,9 @@ def test_texts_may_come_in_any_order_as_long_as_their_ranks_are_the_same(tmp_pat
         ("👍", "👎", False),
         ("", "x", False),
         ("这部电影非常好看我很喜欢它的结局", "这部电影非常好看,我很喜欢它的结局。", True),
+        ("ภาพยนตร์เรื่องนี้สนุกมากและน่าประทับใจ", "ภาพยนตร์เรื่องนี้สนุกมากและน่าประทับใจ!", True),
+        ("この映画はとても面白かったです", "この映画はとても面白かったです。", True),
+        ("이 영화는 정말 재미있었어요", "이 영화는 정말 재미없었어요", False),
         ("这部电影非常好看我很喜欢它的结局", "那本小说十分无聊他不推荐任何人读", False),
     ],
 )
