@@ -6,6 +6,7 @@ give the same bytes.
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -23,6 +24,9 @@ MANIFEST = "manifest.json"
 
 # What an interrupted write leaves behind, and the next write of the same thing removes.
 _UNFINISHED = ".unfinished-"
+
+# A folder that is moved aside for the one that takes its place.
+_REPLACED = ".replaced-"
 
 # With less than this left, whatever fails to be written fails for want of room.
 _FULL_BYTES = 64 * 1024
@@ -149,6 +153,7 @@ def read_json(path: Path) -> Any:
 def atomic_file(path: Path) -> Iterator[Path]:
     """A path to write to; it becomes `path` when the block ends well, and vanishes when it does not."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left_behind(path)
     unfinished = path.with_name(f"{_UNFINISHED}{os.getpid()}-{path.name}")
     try:
         with explained_when_full(path):
@@ -163,7 +168,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """An empty folder to fill; it takes the place of `path` when the block ends well.
 
-    Killed while it fills, the old folder stands, and the unfinished one is removed by the next call.
+    Killed at any moment, the old folder or the new one is whole; the next call puts it back in its place.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_left_behind(path)
@@ -175,13 +180,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             for file in sorted(unfinished.rglob("*")):
                 if file.is_file():
                     _sync(file)
+            replaced = path.with_name(f"{_REPLACED}{os.getpid()}-{path.name}")
             if path.exists():
-                retired = path.with_name(f"{_UNFINISHED}{os.getpid()}-old-{path.name}")
-                path.rename(retired)
-                unfinished.rename(path)
-                shutil.rmtree(retired)
-            else:
-                unfinished.rename(path)
+                path.rename(replaced)
+            unfinished.rename(path)
+            shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -230,14 +233,35 @@ def sha256_of(path: Path) -> str:
 
 
 def _remove_left_behind(path: Path) -> None:
-    for left_behind in path.parent.glob(f"{_UNFINISHED}*-{path.name}"):
-        owner = int(left_behind.name.removeprefix(_UNFINISHED).split("-")[0])
-        try:
-            os.kill(owner, 0)  # signal 0 only asks whether the process lives; one that does is still writing
-        except ProcessLookupError:
-            shutil.rmtree(left_behind, ignore_errors=True)
-        except PermissionError:
-            pass
+    """Clear away what dead processes left unfinished, and put back what one of them had moved aside."""
+    for replaced in _of_the_dead(path, _REPLACED):
+        if path.exists():
+            shutil.rmtree(replaced)
+        else:
+            replaced.rename(path)
+    for unfinished in _of_the_dead(path, _UNFINISHED):
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished)
+        else:
+            unfinished.unlink()
+
+
+def _of_the_dead(path: Path, prefix: str) -> Iterator[Path]:
+    for left_behind in sorted(path.parent.glob(f"{prefix}*-{glob.escape(path.name)}")):
+        owner, _, name = left_behind.name.removeprefix(prefix).partition("-")
+        # One of this process's own number is of an earlier life: containers number from 1 at each start.
+        if name == path.name and owner.isdigit() and (int(owner) == os.getpid() or not _lives(int(owner))):
+            yield left_behind
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _sync(path: Path) -> None:

@@ -4,6 +4,8 @@ What makes it fast on a processor: batches of like length (no padding), bf16 mat
 dropout (its random numbers cost as much as the forward pass), and frozen embeddings (half of MiniLM's weights).
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import shutil
@@ -17,7 +19,7 @@ import torch
 import transformers
 from torch.utils.data import Dataset, Sampler
 
-from tasks.errors import ParamsError
+from tasks.errors import LineStopped, ParamsError
 from tasks.params import Scratch, Train
 from tasks.pretrained import quiet
 from tasks.problems import Problem, Signature
@@ -56,29 +58,54 @@ def train(
     torch.set_num_threads(threads)
     quiet()
     precision = choose_precision(params.precision)
-    unfinished = work / _key(tokens, params, base, threads, precision, problem)
-    for other in work.glob("*"):
-        if other != unfinished:  # of other data or params: nothing will ever go on from it
-            shutil.rmtree(other)
-    model = build(problem, base, facts["vocabulary"], facts["signature"], params)
-    # Two checkpoints with their optimizer's state, the best weights, and the result: about ten times the weights.
-    require_space(checkpoint, 10 * sum(p.numel() * p.element_size() for p in model.parameters()))
-    journal = Journal(unfinished, live, params, threads)
-    trainer = make_trainer(model, learned, held_out, params, precision, problem, facts["pad_id"], unfinished, journal)
-    resumed = last_whole_checkpoint(unfinished)
-    with explained_when_full(unfinished):
-        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    journal.close()
+    unfinished = work / _key(tokens, params, base, threads, precision)
+    with only_one(work):
+        for other in work.glob("*/"):
+            if other != unfinished:  # of other data or params: nothing will ever go on from it
+                shutil.rmtree(other)
+        model = build(problem, base, facts["vocabulary"], facts["signature"], params)
+        # Two checkpoints with their optimizer's state, the best weights, and the result: about ten times the weights.
+        require_space(checkpoint, 10 * sum(p.numel() * p.element_size() for p in model.parameters()))
+        journal = Journal(unfinished, live, params, threads)
+        trainer = make_trainer(
+            model, learned, held_out, params, precision, problem, facts["pad_id"], unfinished, journal
+        )
+        resumed = last_whole_checkpoint(unfinished)
+        has_ended = resumed is not None and journal.restore(resumed)
+        if not has_ended:
+            with explained_when_full(unfinished):
+                trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+            journal.close()
+        _publish(tokens, checkpoint, journal.best_folder, facts, base, problem)
+        write_json(report, {**journal.summary(), "precision": precision, "threads": threads})
+        write_json(curve, journal.curve())
+        shutil.rmtree(unfinished)
 
+
+def _publish(
+    tokens: Path, checkpoint: Path, best: Path, facts: dict[str, Any], base: str | Scratch, problem: Problem
+) -> None:
+    """Put the best weights beside the tokenizer and what their outputs mean."""
     with atomic_folder(checkpoint) as folder:
         for name in ("config.json", "model.safetensors"):
-            shutil.copyfile(journal.best_folder / name, folder / name)
+            shutil.copyfile(best / name, folder / name)
         shutil.copytree(tokens / "tokenizer", folder / "tokenizer")
         kept = {name: facts[name] for name in ("max_tokens", "pad_id", "signature", "tidy", "vocabulary")}
         write_json(folder / "signature.json", {**kept, "base": _json(base), "problem": problem.name})
-    write_json(report, {**journal.summary(), "precision": precision, "threads": threads})
-    write_json(curve, journal.curve())
-    shutil.rmtree(unfinished)
+
+
+@contextlib.contextmanager
+def only_one(work: Path) -> Iterator[None]:
+    """Hold `work` alone: two trainings in it would clear away each other's checkpoints. Raises LineStopped at once."""
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LineStopped(
+                f"Another training of this model is running in {work}. Wait for it, or end it: its checkpoints stay."
+            ) from None
+        yield
 
 
 def choose_precision(asked: str) -> str:
@@ -237,15 +264,15 @@ def make_trainer(
     return trainer
 
 
-def _key(tokens: Path, params: Train, base: str | Scratch, threads: int, precision: str, problem: Problem) -> str:
+def _key(tokens: Path, params: Train, base: str | Scratch, threads: int, precision: str) -> str:
     """A hash of all that decides the result: data, params, code, versions of the frameworks."""
-    code = {name: sha256_of(Path(__file__).with_name(name)) for name in ("train.py", "training.py", "pretrained.py")}
+    here = Path(__file__).parent
+    code = [here / f"{name}.py" for name in ("pretrained", "tokens", "train", "training")]
     parts = {
         "base": _json(base),
-        "code": code,
+        "code": [sha256_of(path) for path in (*code, *sorted(here.glob("problems/*.py")))],
         "params": params.model_dump(mode="json"),
         "precision": precision,
-        "problem": sha256_of(Path(__file__).parent / "problems" / f"{problem.name}.py"),
         "threads": threads,
         "tokens": sha256_of(tokens / "manifest.json"),
         "versions": [torch.__version__, transformers.__version__],

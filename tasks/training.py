@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tasks.errors import DataError
 from tasks.params import Train
 from tasks.progress import progress
 from tasks.shards import atomic_folder, read_json, write_json
@@ -50,7 +51,14 @@ class Journal(TrainerCallback):
         self._marked = 0.0
         self._seconds = 0.0
         self._tokens = 0
-        self._state: dict[str, Any] = {"rows_seen": "", "steps": [], "evaluations": [], "best": None, "bad": 0}
+        self._state: dict[str, Any] = {
+            "rows_seen": "",
+            "steps": [],
+            "evaluations": [],
+            "best": None,
+            "bad": 0,
+            "ended": False,
+        }
 
     def saw(self, ids: pl.Series) -> None:
         """A batch with rows of these ids was fetched."""
@@ -83,6 +91,11 @@ class Journal(TrainerCallback):
         ]
         return learned + held_out
 
+    def restore(self, checkpoint: Path) -> bool:
+        """Take over the state of a whole checkpoint; say whether training had ended there."""
+        self._state = read_json(checkpoint / _WHOLE)
+        return bool(self._state["ended"])
+
     def close(self) -> None:
         """End DVCLive's log."""
         if self._live is not None:
@@ -90,16 +103,9 @@ class Journal(TrainerCallback):
             self._live.end()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if state.global_step:
-            self._state = read_json(self._folder / f"checkpoint-{state.global_step}" / _WHOLE)
-        with contextlib.suppress(FileNotFoundError):
-            if not state.global_step:
-                shutil.rmtree(self._live_folder)
-        from dvclive.live import Live
-
-        self._live = Live(
-            str(self._live_folder), resume=bool(state.global_step), report=None, save_dvc_exp=False, dvcyaml=None
-        )
+        if not state.global_step:
+            shutil.rmtree(self._live_folder, ignore_errors=True)
+        self._live = _open_live(self._live_folder, resume=bool(state.global_step))
         self._marked = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
@@ -119,7 +125,17 @@ class Journal(TrainerCallback):
         self._seconds += now - self._marked
         self._tokens += num_tokens
         self._batches.clear()
+        if self._ends_epoch(args, state):
+            # transformers would save here, before the epoch is evaluated, and never come back to that evaluation.
+            control.should_save = False
         self._marked = time.monotonic()
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        control.should_save = True  # which comes after the evaluation
+
+    @staticmethod
+    def _ends_epoch(args: TrainingArguments, state: TrainerState) -> bool:
+        return state.global_step % (state.max_steps // int(args.num_train_epochs)) == 0
 
     def on_evaluate(
         self,
@@ -145,6 +161,7 @@ class Journal(TrainerCallback):
             self._state["bad"] += 1
             if early and self._state["bad"] >= early.patience:
                 control.should_training_stop = True
+        self._state["ended"] = control.should_training_stop or state.global_step >= state.max_steps
         self._marked = time.monotonic()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -157,6 +174,20 @@ class Journal(TrainerCallback):
         return self._tokens / max(self._seconds, 1e-9)
 
 
+def _open_live(folder: Path, *, resume: bool) -> Any:
+    """DVCLive's log: files alone, no experiment and no pipeline of its own."""
+    from dvclive.live import Live
+    from scmrepo.exceptions import SCMError
+
+    try:
+        return Live(str(folder), resume=resume, report=None, save_dvc_exp=False, dvcyaml=None)
+    except SCMError as error:
+        raise DataError(
+            f"DVCLive, which logs the training, cannot work with Git here ({error}). Where there is no commit yet, "
+            "make one: git add --all && git commit -m 'Begin'. Then run it again."
+        ) from None
+
+
 class Progress(TrainerCallback):
     """Steps and the time that is left."""
 
@@ -165,8 +196,9 @@ class Progress(TrainerCallback):
         self._advance: Callable[[int], None] = lambda _: None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._advance = self._stack.enter_context(progress("train", total=state.max_steps, unit="steps"))
-        self._advance(state.global_step)
+        self._advance = self._stack.enter_context(
+            progress("train", total=state.max_steps - state.global_step, unit="steps")
+        )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._advance(1)

@@ -112,6 +112,24 @@ def test_a_folder_left_by_a_killed_writer_is_removed_and_a_living_writer_s_is_no
     living.stdout.close()
 
 
+def test_what_a_process_of_the_same_number_left_in_an_earlier_life_is_removed(tmp_path):
+    left = tmp_path / f".unfinished-{os.getpid()}-rows"
+    left.mkdir()
+    (tmp_path / f".unfinished-{os.getpid()}-a.json").write_text("half")
+    write(tmp_path / "rows", ROWS, 100)
+    write_json(tmp_path / "a.json", {})
+    assert names(tmp_path) == ["a.json", "rows"]
+
+
+def test_a_kill_between_the_two_renames_gives_the_old_folder_back(tmp_path):
+    write(tmp_path / "rows", ROWS, 100)
+    (tmp_path / "rows").rename(tmp_path / f".replaced-{os.getpid()}-rows")
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "rows"):
+        raise RuntimeError
+    assert read_rows(tmp_path / "rows").equals(ROWS)
+    assert names(tmp_path) == ["rows"]
+
+
 def test_a_disk_that_fills_up_is_said_and_nothing_is_replaced(small_disk):
     disk = small_disk("256k")
     write(disk / "rows", ROWS, 100)

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from tasks import problems
-from tasks.errors import DataError, OutOfSpace, ParamsError
+from tasks.errors import DataError, LineStopped, OutOfSpace, ParamsError
 from tasks.params import EarlyStopping
 from tasks.shards import read_json, sha256_of
 from tasks.tokens import load_tokens
-from tasks.train import LengthGroupedSampler, build, choose_precision, train
-from tasks.training import last_whole_checkpoint
+from tasks.train import LengthGroupedSampler, build, choose_precision, only_one, train
+from tasks.training import Journal, last_whole_checkpoint
 from tests.conftest import REPOSITORY, Line
 
 PROBLEM = problems.load("text_classification")
@@ -80,7 +80,46 @@ def test_training_killed_again_and_again_ends_in_the_same_bits(tiny: Line, tmp_p
         process.wait()
     assert kills > 0
     assert hashes(run(tiny.paths.tokens, out, dropout=dropout)) == hashes(whole)
-    assert not list((out / "work").iterdir())
+    assert [path.name for path in (out / "work").iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "killed_in", "every_epoch"), [(3, 3, False), (1, 1, False), (2, 1, True), (2, 2, True)]
+)
+def test_a_kill_while_an_epoch_is_evaluated_loses_nothing(
+    tiny: Line, tmp_path, monkeypatch, epochs, killed_in, every_epoch
+):
+    steps = read_json(run(tiny.paths.tokens, tmp_path / "probe", epochs=1) / "train.json")["steps"]
+    changes = {"epochs": epochs, "early_stopping": None, "checkpoint_steps": steps if every_epoch else 4}
+    whole = run(tiny.paths.tokens, tmp_path / "whole", **changes)
+    evaluated = Journal.on_evaluate
+
+    def killed(self, args, state, control, **others):
+        if round(state.epoch) == killed_in:
+            raise KeyboardInterrupt
+        evaluated(self, args, state, control, **others)
+
+    monkeypatch.setattr(Journal, "on_evaluate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny.paths.tokens, tmp_path / "killed", **changes)
+    monkeypatch.setattr(Journal, "on_evaluate", evaluated)
+    assert hashes(run(tiny.paths.tokens, tmp_path / "killed", **changes)) == hashes(whole)
+
+
+def test_a_kill_after_training_stopped_early_does_not_train_on(tiny: Line, tmp_path, monkeypatch):
+    changes = {"epochs": 5, "early_stopping": EarlyStopping(patience=1, min_improvement=0.5)}
+    whole = run(tiny.paths.tokens, tmp_path / "whole", **changes)
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "close", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny.paths.tokens, tmp_path / "killed", **changes)
+    assert hashes(run(tiny.paths.tokens, tmp_path / "killed", **changes)) == hashes(whole)
+
+
+def test_two_trainings_of_one_model_at_once_do_not_meet(tiny: Line, tmp_path):
+    with only_one(tmp_path / "work"), pytest.raises(LineStopped, match="Another training of this model is running"):
+        run(tiny.paths.tokens, tmp_path)
+    run(tiny.paths.tokens, tmp_path)
 
 
 def test_training_on_a_disk_that_fills_up_says_so_and_goes_on_when_there_is_room(tiny: Line, tmp_path, small_disk):
