@@ -26,7 +26,7 @@ run: install     ## run the line for every model, and show what it made
 test: install    ## run the tests
 	python -m pytest
 
-test-slow: install  ## run the tests that take minutes as well
+test-slow: install  ## run the shipped line as a test too, which takes minutes
 	python -m pytest -m 'slow or not slow' --timeout 3600
 
 check: install   ## style, types, and who may import whom

@@ -111,17 +111,30 @@ class Project:
         return done.stdout
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Project:
-    """This repository's files, its model cut down, each stage run once through DVC."""
-    root = tmp_path_factory.mktemp("clone") / "modelmill"
+def _clone(root: Path) -> Path:
+    """This repository's files, and nothing that it made, in a repository of their own."""
     root.mkdir()
-    tracked = _git(REPOSITORY, "ls-files", "--cached", "--others", "--exclude-standard")
-    for name in tracked.splitlines():
+    for name in _git(REPOSITORY, "ls-files", "--cached", "--others", "--exclude-standard").splitlines():
         if name.startswith(("tests/", "reports/", "dvc.lock")) or not (REPOSITORY / name).is_file():
             continue
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, root / name)
+    _git(root, "init", "-q")
+    _git(root, "config", "user.name", "t")
+    _git(root, "config", "user.email", "t@localhost")
+    _commit(root)
+    return root
+
+
+def _commit(root: Path) -> None:
+    _git(root, "add", "-A")
+    _git(root, "commit", "-qm", "all")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Project:
+    """A clone whose model is cut down, each stage run once through DVC."""
+    root = _clone(tmp_path_factory.mktemp("clone") / "modelmill")
     yaml = YAML()
     params = yaml.load(root / "params.yaml")
     model = params["models"]["reviews"]
@@ -133,11 +146,7 @@ def project(tmp_path_factory) -> Project:
     model["clean"]["min_rows"] = 100
     model["deploy"].update(floors={"accuracy": 0.1}, must_beat_baselines=False)
     yaml.dump(params, root / "params.yaml")
-    _git(root, "init", "-q")
-    _git(root, "config", "user.name", "t")
-    _git(root, "config", "user.email", "t@localhost")
-    _git(root, "add", "-A")
-    _git(root, "commit", "-qm", "all")
+    _commit(root)
     project = Project(root, {})
     for stage in STAGES:
         said = project.dvc("repro", "-s", f"{stage}@reviews", PYTHONPROFILEIMPORTTIME="1")
@@ -188,3 +197,13 @@ def test_an_experiment_with_the_learning_rate_redoes_train_and_what_follows(proj
     assert re.findall(r"Running stage '(\w+)@reviews'", said) == ["train", "export", "evaluate", "deploy"]
     assert read_json(project.root / "reports/reviews/train.json") != before
     assert "learning_rate" in project.dvc("exp", "show", "--csv")
+
+
+@pytest.mark.slow
+def test_the_shipped_line_run_by_dvc_alone_is_accepted_and_beats_its_baselines(tmp_path):
+    project = Project(_clone(tmp_path / "modelmill"), {})
+    project.dvc("repro")
+    found = read_json(project.root / "reports/reviews/evaluate.json")
+    assert found["metrics"]["accuracy"]["value"] >= 0.82
+    assert found["baselines"]["tfidf_logistic_regression"]["beaten"]
+    assert read_json(project.root / "reports/reviews/deploy.json")["verdict"] == "accepted"
