@@ -26,8 +26,9 @@ class Answerer:
             for name in inputs
             if rows.schema[name] == pl.String()
         ]
+        # Tidied first: a text of markup alone is empty as well.
         numbered = (
-            rows.select(inputs)
+            self.runtime.tidied(rows.select(inputs))
             .with_row_index("number")
             .with_columns(
                 id=pl.col("number").cast(pl.String),
@@ -35,7 +36,7 @@ class Answerer:
             )
         )
         asked = numbered.filter(pl.col("reason").is_null())
-        answers = self.runtime.predict(asked, batch_size) if len(asked) else pl.DataFrame(schema=self.columns)
+        answers = self.runtime.answer(asked, batch_size) if len(asked) else pl.DataFrame(schema=self.columns)
         return (
             numbered.select("number", "reason")
             .join(answers.with_columns(asked["number"]), on="number", how="left", maintain_order="left")

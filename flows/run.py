@@ -60,25 +60,32 @@ def _run_one(paths: Paths) -> int:
 def _reproduce(stage: str) -> bool:
     """Let DVC bring a stage and all before it up to date, in a process group of its own; True where it did.
 
-    An interruption is passed on once to the whole group and waited for, so that the stage ends in its own way.
+    An interruption is passed on once to the whole group and waited for, so that the stage ends in its own way. Where
+    this process is killed, the group is interrupted as well.
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    # For Ctrl-C as well: under the handler that Polars installs, waiting is not interrupted. Before anything is
+    # started, since what a shell put into the background ignores SIGINT, and would hand that down.
+    former = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    # The group's leader waits for the end of a pipe that this process alone holds open, and then interrupts the group;
+    # SIGTERM would leave DVC's lock behind.
+    guard = subprocess.Popen(["sh", "-c", "trap '' INT; read _; kill -INT 0"], stdin=subprocess.PIPE, process_group=0)
     # Its own group may not read the terminal, so it gets no input.
     process = subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro", stage],
         env={**os.environ, "PATH": path},
         stdin=subprocess.DEVNULL,
-        process_group=0,
+        process_group=guard.pid,
     )
-    # For Ctrl-C as well: under the handler that Polars installs, waiting is not interrupted.
-    former = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return process.wait() == 0
     except KeyboardInterrupt:
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(guard.pid, signal.SIGINT)
         process.wait()
         raise
     finally:
+        guard.kill()
+        guard.communicate()
         for number, handler in former.items():
             signal.signal(number, handler)
 

@@ -102,24 +102,25 @@ def _check_places(rows: Path, scored: Path) -> None:
         raise DataError(f"{scored} does not end in .parquet, which is what is written.")
     if rows.resolve() == scored.resolve() or (rows.is_dir() and rows.resolve() in scored.resolve().parents):
         raise DataError(f"{scored} is, or lies inside of, {rows}, so it would be read as input. Choose another place.")
+    if not scored.parent.is_dir():
+        raise DataError(f"{scored.parent} is not a folder, so {scored} cannot be written. Create it, or correct OUT.")
 
 
 def _look_at(source: Source[CollectFiles], options: CollectFiles, partition: Partition, problem: Problem) -> Input:
-    num_rows, schemas = 0, []
+    rows, num_rows, schemas = Path(options.path), 0, []
+    place = rows / partition.name if rows.is_dir() else rows
     for batch in source.read(options, partition, ROWS_PER_PART):
         for name in problem.inputs:
             if name not in batch.columns:
                 raise DataError(
-                    f"{partition.name} has no column {name!r}, which {problem.name} reads."
+                    f"{place} has no column {name!r}, which {problem.name} reads."
                     f"{did_you_mean(name, batch.columns)} It has: {', '.join(batch.columns)}."
                 )
         num_rows += len(batch)
         if batch.schema not in schemas:
             schemas.append(batch.schema)
     pin = json.dumps(partition.pin, sort_keys=True)
-    return Input(
-        partition, hashlib.sha256(pin.encode()).hexdigest(), num_rows, _together(schemas, Path(partition.name))
-    )
+    return Input(partition, hashlib.sha256(pin.encode()).hexdigest(), num_rows, _together(schemas, place))
 
 
 def _answer_all(

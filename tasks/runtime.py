@@ -50,9 +50,16 @@ class Runtime:
         return run(self.session, self.problem, encoded, self.pad_id, batch_size, advance)
 
     def predict(self, rows: pl.DataFrame, batch_size: int = 64) -> pl.DataFrame:
-        """The answers to rows as a caller has them, tidied as the rows were that the model has learned from."""
+        """The answers to rows as a caller has them."""
+        return self.answer(self.tidied(rows), batch_size)
+
+    def tidied(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """The rows as those were tidied that the model has learned from. Once only: `&amp;lt;` is not `<`."""
         columns = [name for name in self.problem.texts if name in self.problem.inputs]
-        rows, _ = redact(normalised(rows, columns, self.tidy), columns, self.tidy.redact, self.tidy.phone_regions)
+        return redact(normalised(rows, columns, self.tidy), columns, self.tidy.redact, self.tidy.phone_regions)[0]
+
+    def answer(self, rows: pl.DataFrame, batch_size: int = 64) -> pl.DataFrame:
+        """The answers to rows that are tidied."""
         return self.problem.answer(self.outputs(rows, batch_size), self.signature, self.calibration)
 
 

@@ -89,6 +89,15 @@ def test_predict_reads_lines_and_writes_json(line: Line) -> None:
     assert json.loads(alone.stdout) == answers[0]
 
 
+@pytest.mark.parametrize("text", ["<br>", "\x01", "&nbsp;", "<script>great</script>", "\u200b \ufeff"])
+def test_a_text_that_is_empty_once_it_is_tidied_gets_no_answer(line: Line, text: str) -> None:
+    done = mill("predict", "tiny", "--json", text, f"{text}a film", cwd=line.paths.root)
+    empty, full = (json.loads(printed) for printed in done.stdout.splitlines())
+    assert (empty["reason"], empty["label"], empty["probability"]) == ("text is empty", None, None)
+    assert (full["reason"], full["probability"] >= 0.5) == (None, True)
+    assert done.stderr == "TEXT 1: text is empty, so there is no answer.\n"
+
+
 def test_bytes_that_are_no_text_are_explained(line: Line) -> None:
     done = mill("predict", "tiny", "-", cwd=line.paths.root, stdin=b"fine\nb\xe4d\n")
     assert done.returncode == 1
@@ -234,7 +243,7 @@ stages:
 
 COLLECT = """
 grep -q broken source && { echo 'collect@tiny: the source is broken' >&2; exit 1; }
-grep -q slow source && { touch started; sleep 60; }
+grep -q slow source && { echo $$ > pid; touch started; sleep 60; }
 cp source collected
 echo '{"read": 10, "rows": 8}' > reports/tiny/collect.json
 echo '{"wall_seconds": 1.5}' > reports/tiny/measured/collect.json
@@ -331,6 +340,42 @@ def test_an_interruption_ends_the_stage_as_well_and_exits_with_130(repository: P
     assert "Traceback" not in stderr
     (repository / "source").write_text("good")
     assert mill("run", cwd=repository).returncode == 0
+
+
+def test_where_run_is_killed_the_stage_ends_as_well_and_the_next_run_goes_on(repository: Path) -> None:
+    (repository / "source").write_text("slow")
+    # As a script starts it in the background. Output goes nowhere, so that no broken pipe is what ends the stage.
+    running = subprocess.Popen(
+        ["sh", "-c", "trap '' INT; exec \"$0\" -m flows.cli run", sys.executable],
+        cwd=repository,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until((repository / "started").exists, seconds=60)
+    group = os.getpgid(int((repository / "pid").read_text()))
+    assert group != os.getpgid(running.pid)
+    assert any("sleep" in command for command in commands_of(group))
+    assert any("dvc" in command for command in commands_of(group))
+    running.kill()
+    running.wait()
+    wait_until(lambda: not commands_of(group), seconds=5)
+    (repository / "source").write_text("good")
+    assert mill("run", cwd=repository).returncode == 0
+
+
+def commands_of(group: int) -> list[str]:
+    """What runs in a process group; the dead that nobody has asked for are left out."""
+    listed = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    processes = [line.split(maxsplit=2) for line in listed.splitlines()]
+    return [command for number, state, command in processes if int(number) == group and not state.startswith("Z")]
+
+
+def wait_until(true: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"it did not come true in {seconds} s"
+        time.sleep(0.05)
 
 
 def test_report_says_where_the_page_is(line: Line) -> None:

@@ -48,6 +48,21 @@ def test_every_row_comes_out_in_its_order_answered_or_with_a_reason(here: Line, 
     assert set(scored["version"]) == {put_in_use("tiny").version}
 
 
+def test_a_text_that_is_empty_once_it_is_tidied_gets_a_reason_and_no_answer(here: Line) -> None:
+    pl.DataFrame({"text": ["fine", "<p></p>", "\x01", "&nbsp;<br/>", "<p>fine</p>"]}).write_parquet("in.parquet")
+    score("tiny", Path("in.parquet"), Path("out.parquet"), force=False)
+    scored = pl.read_parquet("out.parquet")
+    assert scored["reason"].to_list() == [None, "text is empty", "text is empty", "text is empty", None]
+    assert scored["label"].is_null().to_list() == [False, True, True, True, False]
+
+
+def test_a_text_is_tidied_once(here: Line) -> None:
+    once, twice = "a &amp;lt;br&amp;gt; b", "a b"
+    pl.DataFrame({"text": [once, twice]}).write_parquet("in.parquet")
+    score("tiny", Path("in.parquet"), Path("out.parquet"), force=False)
+    assert pl.read_parquet("out.parquet")["probability"].n_unique() == 2
+
+
 def test_parquet_csv_and_json_lines_get_the_same_answers(here: Line, rows: pl.DataFrame) -> None:
     rows.write_parquet("in.parquet")
     rows.write_csv("in.csv")
@@ -156,6 +171,15 @@ def test_a_missing_column_is_named_with_the_one_that_is_near(here: Line, rows: p
         score("tiny", Path("in.parquet"), Path("out.parquet"), force=False)
 
 
+@pytest.mark.parametrize("given", ["in/a.csv", "in"])
+@pytest.mark.parametrize(("content", "said"), [("texts,id\nfine,1\n", "has no column 'text'"), ("", "is empty")])
+def test_an_error_names_the_whole_path_of_a_file(here: Line, given: str, content: str, said: str) -> None:
+    Path("in").mkdir()
+    Path("in/a.csv").write_text(content)
+    with pytest.raises(MillError, match=f"^{Path('in/a.csv').absolute()} {said}"):
+        score("tiny", Path(given).absolute(), Path("out.parquet"), force=False)
+
+
 def test_a_damaged_file_is_found_before_the_first_answer(here: Line, rows: pl.DataFrame) -> None:
     Path("in").mkdir()
     rows.write_parquet("in/a.parquet")
@@ -172,6 +196,7 @@ def test_a_damaged_file_is_found_before_the_first_answer(here: Line, rows: pl.Da
         ("in.parquet", "out.csv", "does not end in .parquet"),
         ("in.parquet", "in.parquet", "would be read as input"),
         ("folder", "folder/deeper/out.parquet", "would be read as input"),
+        ("in.parquet", "reprots/out.parquet", "^reprots is not a folder, so reprots/out.parquet cannot be written"),
     ],
 )
 def test_places_that_cannot_be_are_explained(
@@ -181,6 +206,8 @@ def test_places_that_cannot_be_are_explained(
     Path("folder").mkdir()
     with pytest.raises(MillError, match=said):
         score("tiny", Path(given), Path(wanted), force=False)
+    assert not Path(wanted).parent.joinpath("out.parquet.partial").exists()
+    assert not Path("reprots").exists()
 
 
 def test_a_column_of_the_wrong_kind_is_explained(here: Line) -> None:
