@@ -174,7 +174,9 @@ def test_of_several_texts_each_counts_and_without_a_label_nothing_contradicts(tm
     odd = [
         ("x-1", "write to a@x.org", "to b@x.org, or to A@x.org"),
         ("x-2", "write to c@x.org", "to d@x.org, or to c@x.org"),
-        ("x-3", "write to c@x.org to", "d@x.org, or to c@x.org"),
+        ("x-3", "of a dog", "and a cat"),
+        ("x-3-shifted", "of a dogand", "a cat"),
+        ("x-3-shifted-more", "of a doga", "nd a cat"),
         ("x-4", "a question", None),
         ("x-5", "a question", "no"),
     ]

@@ -5,7 +5,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tasks.neighbours import Sketches, banding, signatures
+from tasks.neighbours import Sketches, _pairs_of_equal, banding, signatures
 from tasks.params import NearDuplicates
 from tests.conftest import REPOSITORY
 
@@ -152,6 +152,19 @@ def test_texts_may_come_in_any_order_as_long_as_their_ranks_are_the_same(tmp_pat
 )
 def test_short_texts_and_texts_without_words_are_compared_as_they_stand(tmp_path, one, other, near):
     assert earliest_near(tmp_path, [one, other]) == [-1, 0 if near else -1]
+
+
+@pytest.mark.parametrize("hashes", [[], [3], [7, 7, 5, 7, 3, 5], [1] * 17, list(range(9)) * 2])
+def test_texts_of_a_band_are_each_compared_with_every_earlier_one_of_sixteen(hashes):
+    pairs = np.concatenate([np.empty(0, np.int64), *_pairs_of_equal(np.array(hashes, dtype=np.uint32))])
+    expected = [(late, early) for late in range(len(hashes)) for early in range(late) if hashes[late] == hashes[early]]
+    assert sorted(divmod(int(pair), len(hashes)) for pair in pairs) == expected
+
+
+def test_in_a_band_of_many_each_is_compared_with_the_first_sixteen():
+    pairs = np.concatenate(list(_pairs_of_equal(np.ones(100, dtype=np.uint32))))
+    expected = [(late, early) for late in range(100) for early in range(min(late, 16))]
+    assert sorted(divmod(int(pair), 100) for pair in pairs) == expected
 
 
 def test_thousands_that_share_much_are_compared_in_linear_time(tmp_path):

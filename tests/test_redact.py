@@ -43,6 +43,8 @@ def redacted(*texts, kinds=ALL, regions=REGIONS):
 )
 def test_personal_data_is_replaced(text, hidden):
     assert redacted(text) == hidden
+    rows = pl.DataFrame({"text": ["a row beside it", text]})
+    assert redact(rows, ["text"], ALL, REGIONS)[0]["text"].to_list() == ["a row beside it", hidden], "by Polars too"
 
 
 @pytest.mark.parametrize(

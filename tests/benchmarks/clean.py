@@ -26,7 +26,9 @@ _SEED = 20261101
 def main() -> None:
     """Print a table of both runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--documents", type=Path, default=Path("data/samples/passages.parquet"), help="Parquet with `text`")
+    parser.add_argument(
+        "--documents", type=Path, default=Path("data/samples/passages.parquet"), help="Parquet with `text`"
+    )
     parser.add_argument("--times", type=int, default=10, help="how many times the rows the second run has")
     parser.add_argument("--part", choices=["make", "measure"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
