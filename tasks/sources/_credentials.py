@@ -9,10 +9,20 @@ from tasks.errors import SourceError
 
 _NAME = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 _PARTS = re.compile(r"(?P<scheme>[\w+.-]+://)?(?P<user>[^/?#]*@)?(?P<rest>[^?]*)(?P<query>\?.*)?", re.DOTALL)
-_SECRET_PARAMETER = re.compile(
-    r"[?&]([\w.-]*(?:password|passwd|pwd|secret|token|signature|credential|api_?key|\bsig|\bkey)[\w.-]*)=(?!\$)[^&]",
-    re.IGNORECASE,
+# What names a secret: anywhere in a parameter's name, or as the whole of it.
+_TELLING_NAME = (
+    r"[\w.-]*(?:password|passwd|passphrase|pwd|secret|token|signature|credential|authorization|"
+    r"(?:api|access|private|account)[_-]?key|\bsig|\bkey)[\w.-]*|(?<![\w.-])(?:auth|access|pass|pw|jwt)"
 )
+_SECRET_PARAMETER = re.compile(_TELLING_NAME, re.IGNORECASE)
+# Within a value, as in ODBC's `UID=ann;PWD=…` and PostgreSQL's `-c name=…`.
+_SECRET_INSIDE = re.compile(rf"({_TELLING_NAME})[\"']?\s*[=:]\s*([^;&\s]+)", re.IGNORECASE)
+
+# Stands for a `$NAME` while a query is unquoted, so that `%24NAME`, which nothing fills in, is told from it.
+_FILLED_IN = "\0"
+
+# Schemes of objects; every other one is a database's.
+_OBJECTS = frozenset({"http", "https", "s3", "gs"})
 
 # What libraries read from the environment by themselves.
 _ALWAYS_SECRET = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
@@ -47,7 +57,8 @@ def from_environment(template: str) -> SecretUrl:
     if parts is None:  # never: every part may be empty
         raise SourceError("params.yaml: the collect section's url is no URL.")
     user, query = parts["user"] or "", parts["query"] or ""
-    _refuse_secrets(user, query, (parts["scheme"] or "").startswith("http"))
+    _refuse_passwords(template, user, (parts["scheme"] or "").startswith("http"))
+    _refuse_parameters(template)
     values: dict[str, str] = {}
 
     def value_of(match: re.Match[str]) -> str:
@@ -79,15 +90,54 @@ def from_environment(template: str) -> SecretUrl:
     return SecretUrl(template, url, tuple(sorted(spelt.items(), key=lambda pair: (-len(pair[0]), pair[0]))))
 
 
-def _refuse_secrets(user: str, query: str, is_web: bool) -> None:
+def _refuse_passwords(template: str, user: str, is_web: bool) -> None:
     name, _, password = user.removesuffix("@").partition(":")
-    if password and not _NAME.fullmatch(password):
-        raise SourceError(_written_out("a password", "user:$DATABASE_PASSWORD@host", "DATABASE_PASSWORD"))
-    if is_web and name and not _NAME.fullmatch(name):
+    if _is_literal(password) or _has_password(template):
+        raise SourceError(
+            _written_out("a password", "user:$DATABASE_PASSWORD@host", "DATABASE_PASSWORD")
+            + " Where no password is meant, write the @ as %40."
+        )
+    if is_web and _is_literal(name):
         raise SourceError(_written_out("a user or token", "$WEB_TOKEN@host", "WEB_TOKEN"))
-    if found := _SECRET_PARAMETER.search(query):
-        example = f"{found[1]}=$URL_SECRET"
-        raise SourceError(_written_out(f"the parameter {found[1]}", example, "URL_SECRET"))
+
+
+def _has_password(template: str) -> bool:
+    """Whether a password is written out, also one with characters that end it in a URL, such as / and #."""
+    scheme, separator, rest = template.partition("://")
+    if separator and scheme.lower() not in _OBJECTS and "::" not in scheme:
+        from sqlalchemy import make_url
+        from sqlalchemy.exc import ArgumentError
+
+        try:
+            url = make_url(template)
+        except (ArgumentError, ValueError):  # a port of $NAME, for one
+            return _has_password_before_at(rest)
+        if url.host is None:  # a file's path, which may have a drive's colon
+            return _is_literal(url.password)
+        behind = f"{url.host}/{url.database or ''}"
+        return _is_literal(url.password) or "@" in url.host or _has_password_before_at(behind)
+    return _has_password_before_at(rest if separator else template)
+
+
+def _has_password_before_at(text: str) -> bool:
+    return any(_is_literal(part.partition(":")[2]) for part in text.split("@")[:-1])
+
+
+def _is_literal(value: str | None) -> bool:
+    return bool(value) and not _NAME.fullmatch(value or "")
+
+
+def _refuse_parameters(template: str) -> None:
+    for item in re.split("[?#&]", _NAME.sub(_FILLED_IN, template))[1:]:
+        name, _, value = (unquote(part.replace("+", " ")) for part in item.partition("="))
+        if value in ("", _FILLED_IN):
+            continue
+        if _SECRET_PARAMETER.fullmatch(name):
+            raise SourceError(_written_out(f"the parameter {name}", f"{name}=$URL_SECRET", "URL_SECRET"))
+        for found in _SECRET_INSIDE.finditer(value):
+            if found[2] != _FILLED_IN:
+                said = f"a secret inside of the parameter {name}"
+                raise SourceError(_written_out(said, f"{name}=$URL_SECRET", "URL_SECRET"))
 
 
 def _written_out(what: str, example: str, name: str) -> str:

@@ -87,8 +87,8 @@ def _place(template: str) -> _Place:
     scheme = url.url.partition("://")[0].lower()
     if scheme not in _EXTRAS:
         raise SourceError(
-            f"params.yaml: collect.url is {template!r}; objects are read from s3://, gs://, http:// and https://. For "
-            "files on this machine write source: files."
+            "params.yaml: collect.url has another scheme; objects are read from s3://, gs://, http:// and https://. "
+            "For files on this machine write source: files."
         )
     import fsspec
 
