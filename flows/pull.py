@@ -11,6 +11,7 @@ from tasks.params import Collect, CollectFiles, Model, load_model
 from tasks.paths import Paths
 from tasks.shards import write_text
 from tasks.sources import Partition, read_pins, write_pins
+from tasks.sources.files import may_hold_many
 
 
 def pull(model: str, root: Path = Path()) -> str:
@@ -23,7 +24,7 @@ def pull(model: str, root: Path = Path()) -> str:
     if not paths.admissions.exists():
         write_text(paths.admissions, "\n")  # DVC warns of an empty file at every run
     if root / params.pin != paths.source_pin:
-        _check_inside(model, params)
+        _check_inside(model, params, root)
         return f"{model}: the data is {params.pin}, in the repository; DVC itself sees its changes. Nothing to pull."
     known = read_pins(paths.source_pin) if paths.source_pin.exists() else []
     found = sources.load(params.source).partitions(_below(root, params.collect), known)
@@ -33,18 +34,24 @@ def pull(model: str, root: Path = Path()) -> str:
     return f"{model}: {_changes(known, found)} {_counted(found)} pinned in {paths.source_pin}; commit that file."
 
 
-def _check_inside(model: str, params: Model) -> None:
-    """Data in the repository that DVC does not watch would change without a run."""
+def _check_inside(model: str, params: Model, root: Path) -> None:
+    """Data in the repository is one file, and the one that DVC watches: otherwise it would change without a run."""
     path = params.collect.path if isinstance(params.collect, CollectFiles) else None
     if path is None:
         raise ParamsError(
             f"params.yaml: models.{model}.pin is {params.pin!r}, and the source {params.source} is outside of the "
             f"repository. Write pin: data/{model}/source.json."
         )
-    if not Path(path).is_relative_to(params.pin):
+    if may_hold_many(str(root / path)) or may_hold_many(str(root / params.pin)):
         raise ParamsError(
-            f"params.yaml: models.{model}.collect.path is {path!r}, which does not lie in models.{model}.pin, "
-            f"{params.pin!r}: DVC would not see its changes. Name the file or folder of the path there."
+            f"params.yaml: models.{model}.pin is {params.pin!r} and collect.path is {path!r}; data in the repository "
+            f"without a list of its files is one single file. For a folder or a glob write pin: "
+            f"data/{model}/source.json, and run `mill pull {model}`: files that come later are then added behind."
+        )
+    if Path(path) != Path(params.pin):
+        raise ParamsError(
+            f"params.yaml: models.{model}.collect.path is {path!r} and models.{model}.pin is {params.pin!r}, another "
+            f"file: DVC would not see its changes. Write pin: {path}, or pin: data/{model}/source.json."
         )
 
 

@@ -37,6 +37,7 @@ from tasks.shards import (
     write_parquet,
 )
 from tasks.sources import Partition, Source, read_pins
+from tasks.sources.files import may_hold_many
 
 # Raise it with a change of this code that makes other shards of the same rows: what was collected before is read again.
 _FORM = 1
@@ -79,8 +80,8 @@ def collect(
 ) -> None:
     """Write the rows of every partition to `collected`, and to `report` what came of them.
 
-    Without a `pin` the data is a file of the repository, and the source says itself what its partitions are. Raises
-    SourceError where a partition is neither in the folder already nor in the source, and where no row is left.
+    Without a `pin` the data is one file of the repository; ParamsError where it is more. Raises SourceError where a
+    partition is neither in the folder already nor in the source, and where no row is left.
     """
     check_columns(params, problem)
     partitions = _partitions(pin, params, source)
@@ -161,6 +162,11 @@ def _partitions(pin: Path | None, params: Collect, source: Source[Any]) -> list[
         raise ParamsError(
             "params.yaml: `pin` names a file of the repository, and the source is outside of it. Write pin: "
             "data/<model>/source.json, and run `mill pull`."
+        )
+    if may_hold_many(params.path):  # only a pin knows which file came first
+        raise ParamsError(
+            f"params.yaml: collect.path is {params.path!r}, a folder or a glob, and `pin` names no list of its files. "
+            "Write pin: data/<model>/source.json, and run `mill pull`: files that come later are then added behind."
         )
     return source.partitions(params, [])
 

@@ -77,6 +77,13 @@ class Place:
         )
         return read_rows(self.collected)
 
+    def pulled(self) -> pl.DataFrame:
+        self.pull()
+        return self.collect()
+
+    def shard_hashes(self) -> dict[str, str]:
+        return {name: digest for name, digest in self.hashes().items() if name.endswith(".parquet")}
+
     def hashes(self) -> dict[str, str]:
         return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(self.collected.iterdir())}
 
@@ -143,7 +150,7 @@ def test_shards_are_named_by_partition_and_never_hold_rows_of_two(place: Place) 
 
 def test_a_new_partition_is_read_alone_and_earlier_ones_keep_their_bytes(place: Place) -> None:
     place.collect()
-    before = place.hashes()
+    before = place.shard_hashes()
     place.write("c.csv", some_rows(11, 5))
     place.pull()
     source = OnlyThese("c.csv")
@@ -151,10 +158,8 @@ def test_a_new_partition_is_read_alone_and_earlier_ones_keep_their_bytes(place: 
 
     assert source.read_names == ["c.csv"]
     assert len(rows) == 16
-    after = place.hashes()
-    assert {name: after[name] for name in before if name != "manifest.json"} == {
-        name: digest for name, digest in before.items() if name != "manifest.json"
-    }
+    after = place.shard_hashes()
+    assert {name: after[name] for name in before} == before
 
 
 @pytest.mark.parametrize("columns", [KEYED, UNKEYED], ids=["keyed", "unkeyed"])
@@ -172,33 +177,35 @@ def test_pulled_bit_by_bit_or_collected_at_once_the_bytes_are_the_same(tmp_path:
     assert place.report == report
 
 
-def test_data_in_the_repository_that_sorts_before_the_old_gives_the_bytes_of_a_fresh_run(place: Place) -> None:
-    place.write("b.csv", some_rows(3, 6))  # k3 to k6 again
-    place.collect(pinned=False)
+def test_a_file_that_sorts_before_the_old_ones_becomes_the_last_partition(place: Place) -> None:
+    place.write("c.csv", some_rows(5, 2))  # k5 and k6 again
+    before = place.pulled()
+    shards = place.shard_hashes()
     place.write("0-first.csv", some_rows(5, 2))
-    place.collect(Listing("0-first.csv"), pinned=False)
+    place.pull()
+    rows = place.collect(OnlyThese("0-first.csv"))
+    assert rows.head(len(before)).equals(before)
+    assert rows["id"].tail(2).to_list() == ["k5#2", "k6#2"]
+    assert {name: place.shard_hashes()[name] for name in shards} == shards
     grown = place.hashes()
     shutil.rmtree(place.collected)
-    place.collect(pinned=False)
+    place.collect()
     assert place.hashes() == grown
 
 
-def test_data_taken_out_of_the_repository_gives_the_bytes_of_a_fresh_run(place: Place) -> None:
-    place.write("b.csv", some_rows(3, 6))
-    assert "k3#1" in place.collect(pinned=False)["id"].to_list()
-    (place.root / "data/a.csv").unlink()
-    place.collect(Listing(), pinned=False)
-    shrunk = place.hashes()
-    shutil.rmtree(place.collected)
-    assert "k3" in place.collect(pinned=False)["id"].to_list()
-    assert place.hashes() == shrunk
+@pytest.mark.parametrize("pattern", ["data", "data/*.csv", "data/**"])
+def test_a_folder_or_a_glob_is_collected_by_its_pin_alone(place: Place, pattern: str) -> None:
+    place.pattern = pattern
+    with pytest.raises(ParamsError, match=r"a folder or a glob.*pin: data/<model>/source.json, and run `mill pull`"):
+        place.collect(pinned=False)
+    assert not place.collected.exists()
 
 
-class Listing(OnlyThese):
-    """Lists as the files source does, and may read only some of the files."""
-
-    def partitions(self, options: CollectFiles, known: list[Partition]) -> list[Partition]:
-        return SOURCE.partitions(options, known)
+def test_one_file_of_the_repository_may_change(place: Place) -> None:
+    place.pattern = "data/a.csv"
+    assert place.collect(pinned=False)["id"].to_list() == [f"k{n}" for n in range(7)]
+    place.write("a.csv", some_rows(2, 3))
+    assert place.collect(pinned=False)["id"].to_list() == ["k2", "k3", "k4"]
 
 
 def test_a_partition_that_left_the_source_stays(place: Place) -> None:
@@ -253,12 +260,12 @@ def test_the_order_of_rows_in_a_file_does_not_change_the_ids(tmp_path: Path) -> 
     rows = [*some_rows(0, 6), *some_rows(2, 3), ("k2", "another text", "good"), ("k2", "a third", "bad")]
     shuffled = random.Random(1).sample(rows, len(rows))
     for columns in (KEYED, UNKEYED):
-        found = []
+        found: list[list[tuple[object, ...]]] = []
         for order in (rows, shuffled):
             place = Place(tmp_path / f"{len(columns)}-{len(found)}-{order is rows}", columns)
             place.root.mkdir()
             place.write("a.csv", order)
-            found.append(sorted(place.collect(pinned=False).rows()))
+            found.append(sorted(place.pulled().rows()))
         assert found[0] == found[1]
 
 
@@ -279,7 +286,7 @@ def test_a_key_that_comes_again_is_numbered_by_partition_and_said(
 def test_identical_rows_without_a_key_have_ids_of_one_content(tmp_path: Path) -> None:
     place = Place(tmp_path, UNKEYED)
     place.write("a.csv", [("x", "same", "good"), ("x", "same", "good"), ("x", "other", "good")])
-    ids = place.collect(pinned=False)["id"].to_list()
+    ids = place.pulled()["id"].to_list()
     stem = ids[0].removesuffix("-0")
     assert ids[1] == f"{stem}-1"
     assert ids[2].endswith("-0")
@@ -290,9 +297,9 @@ def test_identical_rows_without_a_key_have_ids_of_one_content(tmp_path: Path) ->
 def test_another_choice_of_columns_leaves_the_ids_of_rows_without_a_key(tmp_path: Path) -> None:
     place = Place(tmp_path, UNKEYED)
     place.write("a.csv", some_rows(0, 5))
-    before = place.collect(pinned=False)["id"].to_list()
+    before = place.pulled()["id"].to_list()
     place.columns = {**UNKEYED, "label": "'one'", "group": "id"}
-    rows = place.collect(pinned=False)
+    rows = place.pulled()
     assert rows["id"].to_list() == before
     assert rows["group"].to_list() == ["k0", "k1", "k2", "k3", "k4"]
 
@@ -342,22 +349,18 @@ def test_columns_of_two_types_in_two_files_are_made_one_where_no_value_is_lost(t
     (tmp_path / "data/a.jsonl").write_text('{"text": "a", "label": "x", "stars": 0.5}\n')
     (tmp_path / "data/b.jsonl").write_text('{"text": "b", "label": "x", "stars": 4}\n')
     place = Place(tmp_path, {**UNKEYED, "stars": "stars"}, pattern="data/*.jsonl")
-    assert place.collect(pinned=False)["stars"].to_list() == [0.5, 4.0]
+    assert place.pulled()["stars"].to_list() == [0.5, 4.0]
     assert place.report["columns"]["stars"] == "Float64"
 
 
-def test_types_are_decided_by_the_first_partition_that_is_there_now(tmp_path: Path) -> None:
+def test_types_are_decided_by_the_first_partition_and_stay(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    floats, integers = '{"text": "a", "label": "x", "stars": 0.5}\n', '{"text": "b", "label": "x", "stars": 4}\n'
-    (tmp_path / "data/b.jsonl").write_text(integers)
+    (tmp_path / "data/b.jsonl").write_text('{"text": "b", "label": "x", "stars": 0.5}\n')
     place = Place(tmp_path, {**UNKEYED, "stars": "stars"}, pattern="data/*.jsonl")
-    assert place.collect(pinned=False)["stars"].to_list() == [4]
-    alone = place.hashes()
-    (tmp_path / "data/a.jsonl").write_text(floats)
-    assert place.collect(pinned=False)["stars"].to_list() == [0.5, 4.0]
-    (tmp_path / "data/a.jsonl").unlink()
-    place.collect(pinned=False)
-    assert place.hashes() == alone
+    assert place.pulled()["stars"].to_list() == [0.5]
+    (tmp_path / "data/a.jsonl").write_text('{"text": "a", "label": "x", "stars": 4}\n')
+    assert place.pulled()["stars"].to_list() == [0.5, 4.0]
+    assert place.report["columns"]["stars"] == "Float64"
 
 
 def test_columns_whose_types_cannot_meet_are_named_with_their_partition(tmp_path: Path) -> None:
@@ -366,9 +369,9 @@ def test_columns_whose_types_cannot_meet_are_named_with_their_partition(tmp_path
     (tmp_path / "data/b.jsonl").write_text('{"text": "b", "label": "x", "stars": 0.5}\n')
     place = Place(tmp_path, {**UNKEYED, "stars": "stars"}, pattern="data/*.jsonl")
     with pytest.raises(SourceError, match=r"b\.jsonl: the column 'stars' is Float64 here and Int64.*CAST"):
-        place.collect(pinned=False)
+        place.pulled()
     place.columns = {**UNKEYED, "stars": "CAST(stars AS DOUBLE)"}
-    assert place.collect(pinned=False)["stars"].to_list() == [4.0, 0.5]
+    assert place.pulled()["stars"].to_list() == [4.0, 0.5]
 
 
 def test_a_disk_too_small_for_the_source_is_noticed_before_reading(place: Place) -> None:

@@ -1,5 +1,6 @@
 """`mill pull` moves a model's pin, and says what it did."""
 
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -9,7 +10,10 @@ from ruamel.yaml import YAML
 
 from flows.pull import pull
 from tasks.errors import ParamsError, SourceError
+from tasks.params import CollectFiles, load_model
 from tasks.shards import read_json
+from tasks.sources import read_pins
+from tasks.sources.files import SOURCE
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -71,22 +75,46 @@ def test_admitted_rows_are_left_alone(root: Path) -> None:
 
 
 def test_data_in_the_repository_needs_no_pull_but_gets_its_list_of_admitted_rows(root: Path) -> None:
-    write_params(root, **files_in("in/a.csv"), pin="in")
-    assert (
-        pull("notes", root) == "notes: the data is in, in the repository; DVC itself sees its changes. Nothing to pull."
-    )
+    write_params(root, **files_in("in/a.csv"), pin="in/a.csv")
+    said = pull("notes", root)
+    assert said == "notes: the data is in/a.csv, in the repository; DVC itself sees its changes. Nothing to pull."
     assert (root / "data/notes/admitted.jsonl").exists()
     assert not (root / "data/notes/source.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("path", "pin"), [("in", "in"), ("in/*.csv", "in"), ("in/*.csv", "in/*.csv"), ("in/a.csv", "in"), ("in/*", "no")]
+)
+def test_a_folder_in_the_repository_is_pulled_like_any_other(root: Path, path: str, pin: str) -> None:
+    write_params(root, **files_in(path), pin=pin)
+    with pytest.raises(ParamsError, match=r"one single file.*pin: data/notes/source.json, and run `mill pull notes`"):
+        pull("notes", root)
+    write_params(root, **files_in(path))
+    assert pull("notes", root).startswith("notes: 1 new partition (a.csv). 1 partition pinned in ")
+
+
+def test_a_pulled_pin_is_good_in_a_clone_at_another_path(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    pull("notes", root)
+    clone = tmp_path_factory.mktemp("clone") / "deep"
+    shutil.copytree(root, clone)
+    shutil.rmtree(root / "in")
+    assert pull("notes", clone) == "notes: nothing new in the source; 1 partition pinned."
+    assert str(root) not in (clone / "data/notes/source.json").read_text()
+    params = load_model("notes", clone / "params.yaml").collect
+    assert isinstance(params, CollectFiles)
+    params = params.model_copy(update={"path": str(clone / "in/*.csv")})
+    (partition,) = read_pins(clone / "data/notes/source.json")
+    assert [rows.rows() for rows in SOURCE.read(params, partition, 10)] == [[("a", "x")]]
+
+
 def test_data_that_dvc_would_not_watch_is_refused(root: Path) -> None:
-    write_params(root, **files_in("in/a.csv"), pin="elsewhere")
-    with pytest.raises(ParamsError, match=r"'in/a.csv', which does not lie in models.notes.pin, 'elsewhere'"):
+    write_params(root, **files_in("in/a.csv"), pin="in/b.csv")
+    with pytest.raises(ParamsError, match=r"path is 'in/a.csv' and models.notes.pin is 'in/b.csv', another file"):
         pull("notes", root)
     columns = {"text": "text", "label": "label"}
     common = {"columns": columns, "where": None, "rows_per_shard": 10}
     package = {**common, "package": "p", "file": "f.csv", "format": "csv"}
-    write_params(root, source="package", collect=package, pin="in")
+    write_params(root, source="package", collect=package, pin="in/a.csv")
     with pytest.raises(
         ParamsError, match=r"the source package is outside of the repository. Write pin: data/notes/source"
     ):
@@ -96,8 +124,12 @@ def test_data_that_dvc_would_not_watch_is_refused(root: Path) -> None:
 def test_a_table_without_a_watermark_is_replaced_with_a_word_of_warning(root: Path) -> None:
     with closing(sqlite3.connect(root / "notes.db")) as database, database:
         database.execute("CREATE TABLE notes AS SELECT 'a' AS text, 'x' AS label")
-    collect = {"columns": {"text": "text", "label": "label"}, "where": None, "rows_per_shard": 10, "watermark": None}
-    collect |= {"url": f"sqlite:///{root}/notes.db", "query": "SELECT * FROM notes"}
+    collect: dict[str, object] = {
+        "url": f"sqlite:///{root}/notes.db",
+        "query": "SELECT * FROM notes",
+        "watermark": None,
+    }
+    collect |= {"columns": {"text": "text", "label": "label"}, "where": None, "rows_per_shard": 10}
     write_params(root, source="sql", collect=collect)
     assert "1 new partition (all)" in pull("notes", root)
     with closing(sqlite3.connect(root / "notes.db")) as database, database:
