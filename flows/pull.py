@@ -11,7 +11,7 @@ from tasks.params import Collect, CollectFiles, Model, load_model
 from tasks.paths import Paths
 from tasks.shards import write_text
 from tasks.sources import Partition, read_pins, write_pins
-from tasks.sources.files import may_hold_many
+from tasks.sources._listing import may_hold_many
 
 
 def pull(model: str, root: Path = Path()) -> str:

@@ -37,7 +37,7 @@ from tasks.shards import (
     write_parquet,
 )
 from tasks.sources import Partition, Source, read_pins
-from tasks.sources.files import may_hold_many
+from tasks.sources._listing import may_hold_many
 
 # Raise it with a change of this code that makes other shards of the same rows: what was collected before is read again.
 _FORM = 1

@@ -73,9 +73,8 @@ def train(
         resumed = last_whole_checkpoint(unfinished)
         has_ended = resumed is not None and journal.restore(resumed)
         if not has_ended:
-            with explained_when_full(unfinished):
+            with contextlib.closing(journal), explained_when_full(unfinished):
                 trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-            journal.close()
         _publish(tokens, checkpoint, journal.best_folder, facts, base, problem)
         write_json(report, {**journal.summary(), "precision": precision, "threads": threads})
         write_json(curve, journal.curve())

@@ -106,11 +106,15 @@ def test_a_kill_while_an_epoch_is_evaluated_loses_nothing(
     assert hashes(run(tiny.paths.tokens, tmp_path / "killed", **changes)) == hashes(whole)
 
 
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
 def test_a_kill_after_training_stopped_early_does_not_train_on(tiny: Line, tmp_path, monkeypatch):
     changes = {"epochs": 5, "early_stopping": EarlyStopping(patience=1, min_improvement=0.5)}
     whole = run(tiny.paths.tokens, tmp_path / "whole", **changes)
     with monkeypatch.context() as patched:
-        patched.setattr(Journal, "close", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("tasks.train._publish", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(tiny.paths.tokens, tmp_path / "killed", **changes)
     assert hashes(run(tiny.paths.tokens, tmp_path / "killed", **changes)) == hashes(whole)

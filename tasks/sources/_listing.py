@@ -4,7 +4,9 @@ A table is a partition of its own. Pictures and sounds are many and small: those
 partition.
 """
 
+import glob
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tasks.errors import SourceError
@@ -39,3 +41,9 @@ def files_of(partition: Partition) -> dict[str, Proof]:
     """The files of a partition, each with its proof."""
     files: dict[str, Proof] = partition.pin.get("files", {partition.name: partition.pin})
     return files
+
+
+def may_hold_many(path: str) -> bool:
+    """Whether the path is a folder or a glob, so that another file may come before those it has now."""
+    place = Path(path)
+    return place.is_dir() or (glob.has_magic(path) and not place.exists())

@@ -70,12 +70,6 @@ def _found(path: str) -> tuple[Path, list[Path]]:
     return base, sorted(file for file in visible if file.is_file())
 
 
-def may_hold_many(path: str) -> bool:
-    """Whether the path is a folder or a glob, so that another file may come before those it has now."""
-    place = Path(path)
-    return place.is_dir() or (glob.has_magic(path) and not place.exists())
-
-
 def _base(path: str) -> Path:
     place = Path(path)
     if place.is_dir():
