@@ -279,6 +279,8 @@ class Params(Section):
     """The whole of params.yaml."""
 
     models: Annotated[dict[str, Model], Field(min_length=1)]
+    # When lines run and what is promoted: no stage reads it, and flows/params.py checks it.
+    flows: dict[str, Any] = {}
 
 
 def load(path: Path = Path("params.yaml")) -> Params:
@@ -292,13 +294,20 @@ def load(path: Path = Path("params.yaml")) -> Params:
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
-        mistakes += [
-            _sentence(path, details["loc"], details, _fields_at(details["loc"][:-1]))
-            for details in error.errors(include_url=False)
-        ]
+        mistakes += mistakes_of(error, path)
     if mistakes:
         raise ParamsError("\n".join(mistakes))
     return params
+
+
+def mistakes_of(
+    error: ValidationError, path: Path, below: tuple[str, ...] = (), top: type[BaseModel] = Params
+) -> list[str]:
+    """A sentence for each mistake in a file, or in its section of type `top` that stands `below` some keys."""
+    return [
+        _sentence(path, (*below, *details["loc"]), details, _fields_at(details["loc"][:-1], top))
+        for details in error.errors(include_url=False)
+    ]
 
 
 def load_model(name: str, path: Path = Path("params.yaml")) -> Model:
@@ -383,19 +392,17 @@ _UNION_TAGS = frozenset({"id", "group", "time", "str", "constrained-str", "liter
 }
 
 
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+def _fields_at(location: tuple[int | str, ...], section: type[BaseModel]) -> list[str]:
     """The keys that a section takes, found by following the types from the top; [] where any key may stand."""
-    section: type[BaseModel] = Params
-    if len(location) > 1:  # models.<name>: the name is the user's
-        section, location = Model, location[2:]
-        for key in location:
-            if str(key) in _UNION_TAGS:
-                continue
-            owner = {field.alias or name: field for name, field in section.model_fields.items()}
-            inside = _sections_in(owner[str(key)].annotation) if str(key) in owner else []
-            if len(inside) != 1:
-                return sorted({name for candidate in inside for name in candidate.model_fields})
-            section = inside[0]
+    keys = iter(str(key) for key in location if str(key) not in _UNION_TAGS)
+    for key in keys:
+        owner = {field.alias or name: field for name, field in section.model_fields.items()}
+        inside = _sections_in(owner[key].annotation) if key in owner else []
+        if len(inside) != 1:
+            return sorted({name for candidate in inside for name in candidate.model_fields})
+        section = inside[0]
+        if key == "models":
+            next(keys, None)  # the name is the user's
     return sorted(field.alias or name for name, field in section.model_fields.items())
 
 

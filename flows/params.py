@@ -1,0 +1,143 @@
+"""The section `flows` of params.yaml: what decides when lines run and what is promoted, and never what a line makes.
+
+It stands apart from `models`, since whatever stands there makes stages stale.
+"""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from zoneinfo import ZoneInfo
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from tasks.errors import ParamsError, did_you_mean
+from tasks.params import Count, NotNegative, Positive, Section, Seed, Share, Text, load, mistakes_of
+
+Probability = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+
+
+class LineParams(Section):
+    """How the stale stages of the DVC graph are run."""
+
+    jobs: Count  # stages at the same time
+    lock_wait_minutes: NotNegative  # how long somebody's own dvc command may hold DVC's lock
+    collect_retries: Annotated[int, Field(ge=0)]  # only collect meets what may pass by itself
+    collect_retry_seconds: NotNegative
+
+
+class ServerParams(Section):
+    """Prefect's server, as `mill up` starts it."""
+
+    port: Annotated[int, Field(ge=1, le=65535)]
+    keep_runs_days: Count
+
+
+class StoreParams(Section):
+    """What `mill gc` keeps besides what a tag in use needs."""
+
+    keep_versions: Count
+    keep_refused_days: Count
+
+
+class Gate(Section):
+    """When a challenger takes the champion's place; tasks/gate.py says how it is decided."""
+
+    metric: Text  # of reports/<model>/evaluate.json
+    alpha: Probability  # over all uses of one test set, and both routes
+    power: Probability
+    uses: Count  # how many decisions one test set may serve
+    margin: Positive  # how much worse the metric may be where something below improves
+    improves: dict[Literal["latency", "size"], Share]  # by which share it has to fall, for the way by the margin
+    slice_margin: Positive
+    max_latency_ms: Positive | None  # p50 at batch 1, on the machine that decides
+    max_size_mb: Positive | None
+    resamples: Annotated[int, Field(ge=1000)]
+    seed: Seed
+
+
+class Schedule(Section):
+    """When a flow runs by itself."""
+
+    cron: Text
+    timezone: Text
+
+    @field_validator("cron")
+    @classmethod
+    def _cron_is_one(cls, value: str) -> str:
+        from cronsim import CronSim, CronSimError
+
+        try:
+            CronSim(value, datetime(2000, 1, 1, tzinfo=UTC))
+        except CronSimError:
+            raise ValueError(
+                'expected five fields, minute hour day month weekday: "0 3 * * *" is every night at three'
+            ) from None
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone_is_known(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (KeyError, ValueError, OSError):
+            raise ValueError("expected a name of the IANA time zones: UTC, Europe/Berlin") from None
+        return value
+
+
+class Retrain(Schedule):
+    """The scheduled retraining, and how often drift may ask for one."""
+
+    cool_down_hours: NotNegative  # after a retrain, how long drift asks in vain
+    max_a_week: Count
+    silence_hours: Positive  # after so long without a run that should have been, somebody is told
+
+
+class ModelFlows(Section):
+    """The flows of one model."""
+
+    gate: Gate
+    retrain: Retrain | None
+
+
+class Flows(Section):
+    """The section `flows`."""
+
+    line: LineParams
+    server: ServerParams
+    store: StoreParams
+    notify: Text | None  # an Apprise URL, or `$NAME` of the environment: slack://…, mailto://…
+    models: dict[str, ModelFlows]
+
+    @model_validator(mode="after")
+    def _secret_stays_outside(self) -> Self:
+        if self.notify is not None and not self.notify.startswith("$"):
+            raise ValueError(
+                "notify takes the name of an environment variable, as in $MILL_NOTIFY: the URL is a secret"
+            )
+        return self
+
+
+def load_flows(path: Path = Path("params.yaml")) -> Flows:
+    """Read and check the section, and the rest of the file with it. Raises ParamsError with every mistake."""
+    params = load(path)
+    try:
+        flows = Flows.model_validate(params.flows)
+    except ValidationError as error:
+        raise ParamsError("\n".join(mistakes_of(error, path, ("flows",), Flows))) from None
+    unknown = sorted(set(flows.models) - set(params.models))
+    if unknown:
+        raise ParamsError(
+            f"{path}: flows.models.{unknown[0]} is no model.{did_you_mean(unknown[0], params.models)} "
+            f"Known: {', '.join(sorted(params.models))}."
+        )
+    return flows
+
+
+def flows_of(model: str, path: Path = Path("params.yaml")) -> ModelFlows:
+    """The flows of one model. Raises ParamsError where it has none."""
+    models = load_flows(path).models
+    if model not in models:
+        raise ParamsError(
+            f"{path}: {model} has no entry below flows.models, so nothing says how it is gated and when it retrains."
+        )
+    return models[model]
