@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.errors import MillError
-from tasks.paths import STAGES, Paths
+from tasks.paths import CODE, STAGES, Paths
 
 if TYPE_CHECKING:
     from tasks.problems import Problem
@@ -36,17 +36,16 @@ def main(arguments: list[str] | None = None) -> int:
     stages = parser.add_subparsers(dest="stage", metavar="STAGE", required=True)
     for stage in STAGES:
         stages.add_parser(stage, help=_SUMMARIES[stage]).add_argument("model", help="a key of `models` in params.yaml")
+    stages.add_parser("code", help="list the files that each stage's result depends on, for all models")
     chosen = parser.parse_args(arguments)
+    address = chosen.stage if chosen.stage == "code" else f"{chosen.stage}@{chosen.model}"
     try:
-        run(chosen.stage, chosen.model)
+        _code() if chosen.stage == "code" else run(chosen.stage, chosen.model)
     except MillError as error:
-        print(f"{chosen.stage}@{chosen.model}: {error}", file=sys.stderr)
+        print(f"{address}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            f"{chosen.stage}@{chosen.model}: interrupted. What stood before still stands; run it again to go on.",
-            file=sys.stderr,
-        )
+        print(f"{address}: interrupted. What stood before still stands; run it again to go on.", file=sys.stderr)
         return 130
     return 0
 
@@ -79,6 +78,12 @@ def stay_off_the_network() -> None:
 def _cpu_seconds() -> float:
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def _code() -> None:
+    from tasks.code import code
+
+    code(Path("tasks"), CODE)
 
 
 def _collect(name: str) -> None:

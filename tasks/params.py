@@ -25,7 +25,7 @@ from tasks.errors import ParamsError, did_you_mean
 MODEL_NAME = r"^[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?$"
 
 # Windows and Git both refuse some of these as a path or a ref; the others are this project's own folders.
-RESERVED_NAMES = frozenset({"samples", "aux", "con", "nul", "prn", "head", "index", "portal"})
+RESERVED_NAMES = frozenset({"samples", "code", "aux", "con", "nul", "prn", "head", "index", "portal"})
 
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -5,6 +5,9 @@ from pathlib import Path
 
 STAGES = ("collect", "validate", "clean", "tokenize", "train", "export", "evaluate", "deploy")
 
+# Which files each stage's result depends on: for all models, and so no model's name.
+CODE = Path("data/code")
+
 
 @dataclass(frozen=True)
 class Paths:

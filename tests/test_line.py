@@ -1,6 +1,6 @@
 """dvc.yaml held against the code, and the whole line run by DVC on a model small enough for a test."""
 
-import itertools
+import json
 import os
 import re
 import shutil
@@ -9,69 +9,38 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import grimp
 import pytest
 from ruamel.yaml import YAML
 
+from tasks.code import SPEAK_ONLY
 from tasks.paths import STAGES
 from tasks.shards import read_json, sha256_of
 from tests.conftest import REPOSITORY
 
-KINDS = {
-    kind: sorted(path.stem for path in (REPOSITORY / "tasks" / kind).glob("[!_]*.py"))
-    for kind in ("problems", "sources")
-}
 PROBLEM, SOURCE = "text_classification", "files"  # the shipped model's
 
-# What a stage may import without depending on it: these say things to people and change no output.
-SPEAK_ONLY = {"tasks", "tasks.__main__", "tasks.errors", "tasks.pages", "tasks.paths", "tasks.progress"}
 
-# What a problem imports to build a model or to judge one, which only these stages ask it for. The test of the running
-# line proves that the others never load it.
-ASKED_FOR_BY = {
-    "tasks.pretrained": {"tokenize", "train", "export", "deploy"},
-}
+def listed(root: Path, name: str) -> set[str]:
+    """The modules of a list that the stage `code` wrote."""
+    files = [line.split("  ")[1] for line in (root / "data/code" / f"{name}.sha256").read_text().splitlines()]
+    return {file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in files}
 
 
-def dependencies(stage: str, problem: str = PROBLEM, source: str = SOURCE) -> set[str]:
-    """The modules of a stage's own `deps`, for a model of that problem and that source."""
-    block = YAML(typ="safe").load((REPOSITORY / "dvc.yaml").read_text())["stages"][stage]["do"]
-    deps = [dep.replace("${item.problem}", problem).replace("${item.source}", source) for dep in block["deps"]]
-    return {_module(dep) for dep in deps if dep.endswith(".py")}
-
-
-def _module(path: str) -> str:
-    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-
-
-def imports(stage: str, problem: str, source: str) -> set[str]:
-    """The modules that a stage imports, early or late, those of its problem and its source among them."""
-    graph = grimp.build_graph("tasks")
-    roots = {f"tasks.{stage}"}
-    for kind, name in (("problems", problem), ("sources", source)):
-        if f"tasks.{kind}" in graph.find_upstream_modules(f"tasks.{stage}"):
-            roots.add(f"tasks.{kind}.{name}")
-    found = roots.union(*(graph.find_upstream_modules(root) for root in roots)) - SPEAK_ONLY
-    return found - {module for module, stages in ASKED_FOR_BY.items() if stage not in stages}
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_depends_on_all_the_code_that_it_imports_and_on_none_that_no_model_needs(stage):
-    declared, imported = set(), set()
-    for problem, source in itertools.product(KINDS["problems"], KINDS["sources"]):
-        of_this = imports(stage, problem, source)
-        assert of_this <= dependencies(stage, problem, source)
-        declared |= dependencies(stage, problem, source)
-        imported |= of_this
-    assert declared == imported
+def dependencies(root: Path, stage: str) -> set[str]:
+    """The modules that a stage of the shipped model depends on."""
+    block = YAML(typ="safe").load((root / "dvc.yaml").read_text())["stages"][stage]["do"]
+    deps = [dep.replace("${item.problem}", PROBLEM).replace("${item.source}", SOURCE) for dep in block["deps"]]
+    lists = [dep.removeprefix("data/code/").removesuffix(".sha256") for dep in deps if dep.startswith("data/code/")]
+    return set().union(*(listed(root, name) for name in lists))
 
 
 def test_every_stage_has_its_word_everywhere():
     blocks = YAML(typ="safe").load((REPOSITORY / "dvc.yaml").read_text())["stages"]
-    assert tuple(blocks) == STAGES
+    assert tuple(blocks) == ("code", *STAGES)
     for stage in STAGES:
         assert (REPOSITORY / "tasks" / f"{stage}.py").exists()
         assert blocks[stage]["do"]["cmd"] == f"python -m tasks {stage} ${{key}}"
+        assert f"data/code/${{item.problem}}/{stage}.sha256" in blocks[stage]["do"]["deps"]
         assert (REPOSITORY / "tests" / f"test_{stage}.py").exists()
 
 
@@ -148,6 +117,7 @@ def project(tmp_path_factory) -> Project:
     yaml.dump(params, root / "params.yaml")
     _commit(root)
     project = Project(root, {})
+    project.dvc("repro", "code")
     for stage in STAGES:
         said = project.dvc("repro", "-s", f"{stage}@reviews", PYTHONPROFILEIMPORTTIME="1")
         project.loaded[stage] = set(re.findall(r"^import time:.*\| +(tasks[\w.]*)$", said, re.MULTILINE))
@@ -157,7 +127,43 @@ def project(tmp_path_factory) -> Project:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_running_stage_loads_no_code_that_it_does_not_depend_on(project, stage):
     assert f"tasks.{stage}" in project.loaded[stage]
-    assert project.loaded[stage] - SPEAK_ONLY <= dependencies(stage)
+    assert project.loaded[stage] - SPEAK_ONLY <= dependencies(project.root, stage)
+
+
+def test_the_lists_of_code_hold_hashes_that_others_can_check(project):
+    lists = sorted((project.root / "data/code").rglob("*.sha256"))
+    done = subprocess.run(
+        ["sha256sum", "--check", *lists], cwd=project.root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"tasks/problems/{PROBLEM}.py: OK" in done.stdout
+
+
+def test_a_change_of_code_redoes_the_stages_that_it_can_change_and_no_other(project):
+    before = (project.root / "tasks/redact.py").read_text()
+    try:
+        (project.root / "tasks/redact.py").write_text(f"{before}\n# changed\n")
+        assert list(json.loads(project.dvc("status", "--json"))) == ["code"]
+        project.dvc("repro", "code")
+        stale = json.loads(project.dvc("status", "--json"))
+        assert sorted(stale) == ["clean@reviews", "deploy@reviews", "evaluate@reviews", "export@reviews"]
+    finally:
+        (project.root / "tasks/redact.py").write_text(before)
+        project.dvc("repro", "code")
+    assert json.loads(project.dvc("status", "--json")) == {}
+
+
+def test_a_file_that_is_not_python_is_named_with_its_line(project):
+    broken = project.root / "tasks/normalise.py"
+    before = broken.read_text()
+    try:
+        broken.write_text("def :\n")
+        said = project.dvc("repro", "code", check=False)
+    finally:
+        broken.write_text(before)
+        project.dvc("repro", "code")
+    assert "tasks/normalise.py, line 1: not valid Python" in said
+    assert "Traceback" not in said
 
 
 def test_a_line_that_has_run_has_nothing_to_do(project):
