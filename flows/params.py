@@ -11,7 +11,8 @@ from zoneinfo import ZoneInfo
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from tasks.errors import ParamsError, did_you_mean
-from tasks.params import Count, NotNegative, Positive, Section, Seed, Share, Text, load, mistakes_of
+from tasks.mistakes import mistakes_of
+from tasks.params import Count, NotNegative, Positive, Section, Seed, Share, Text, load
 
 Probability = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 
@@ -123,7 +124,7 @@ def load_flows(path: Path = Path("params.yaml")) -> Flows:
     try:
         flows = Flows.model_validate(params.flows)
     except ValidationError as error:
-        raise ParamsError("\n".join(mistakes_of(error, path, ("flows",), Flows))) from None
+        raise ParamsError("\n".join(mistakes_of(error, path, Flows, below=("flows",)))) from None
     unknown = sorted(set(flows.models) - set(params.models))
     if unknown:
         raise ParamsError(

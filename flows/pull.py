@@ -35,23 +35,12 @@ def pull(model: str, root: Path = Path()) -> str:
 
 
 def _check_inside(model: str, params: Model, root: Path) -> None:
-    """Data in the repository is one file, and the one that DVC watches: otherwise it would change without a run."""
-    path = params.collect.path if isinstance(params.collect, CollectFiles) else None
-    if path is None:
+    """Data in the repository without a list of its files is one file, since a file that came later would move rows."""
+    if may_hold_many(str(root / params.pin)):
         raise ParamsError(
-            f"params.yaml: models.{model}.pin is {params.pin!r}, and the source {params.source} is outside of the "
-            f"repository. Write pin: data/{model}/source.json."
-        )
-    if may_hold_many(str(root / path)) or may_hold_many(str(root / params.pin)):
-        raise ParamsError(
-            f"params.yaml: models.{model}.pin is {params.pin!r} and collect.path is {path!r}; data in the repository "
-            f"without a list of its files is one single file. For a folder or a glob write pin: "
-            f"data/{model}/source.json, and run `mill pull {model}`: files that come later are then added behind."
-        )
-    if Path(path) != Path(params.pin):
-        raise ParamsError(
-            f"params.yaml: models.{model}.collect.path is {path!r} and models.{model}.pin is {params.pin!r}, another "
-            f"file: DVC would not see its changes. Write pin: {path}, or pin: data/{model}/source.json."
+            f"params.yaml: models.{model}.pin is {params.pin!r}; data in the repository without a list of its files is "
+            f"one single file. For a folder or a glob write pin: data/{model}/source.json, and run `mill pull "
+            f"{model}`: files that come later are then added behind."
         )
 
 

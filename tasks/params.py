@@ -18,9 +18,9 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from tasks.errors import ParamsError, did_you_mean
+from tasks.mistakes import listed, mistakes_of
 
 MODEL_NAME = r"^[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?$"
 
@@ -274,6 +274,17 @@ class Model(Section):
     def _source_has_a_file(cls, value: str) -> str:
         return _one_of(value, _files_in("sources"))
 
+    @model_validator(mode="after")
+    def _pin_is_what_is_read(self) -> Self:
+        path = self.collect.path if isinstance(self.collect, CollectFiles) else None
+        if Path(self.pin).name != "source.json" and (path is None or Path(path) != Path(self.pin)):
+            one_file = f"; where the source is one file of the repository, pin: {path}" if path else ""
+            raise ValueError(
+                f"pin is {self.pin!r}, which is not what collect reads, so DVC would not see its changes. Write pin: "
+                f"data/<model>/source.json{one_file}"
+            )
+        return self
+
 
 class Params(Section):
     """The whole of params.yaml."""
@@ -294,27 +305,17 @@ def load(path: Path = Path("params.yaml")) -> Params:
     try:
         params = Params.model_validate(raw)
     except ValidationError as error:
-        mistakes += mistakes_of(error, path)
+        mistakes += mistakes_of(error, path, Params)
     if mistakes:
         raise ParamsError("\n".join(mistakes))
     return params
-
-
-def mistakes_of(
-    error: ValidationError, path: Path, below: tuple[str, ...] = (), top: type[BaseModel] = Params
-) -> list[str]:
-    """A sentence for each mistake in a file, or in its section of type `top` that stands `below` some keys."""
-    return [
-        _sentence(path, (*below, *details["loc"]), details, _fields_at(details["loc"][:-1], top))
-        for details in error.errors(include_url=False)
-    ]
 
 
 def load_model(name: str, path: Path = Path("params.yaml")) -> Model:
     """The parameters of one model. Raises ParamsError where there is none of that name."""
     models = load(path).models
     if name not in models:
-        raise ParamsError(f"{path}: there is no model {name!r}.{did_you_mean(name, models)} Known: {_listed(models)}.")
+        raise ParamsError(f"{path}: there is no model {name!r}.{did_you_mean(name, models)} Known: {listed(models)}.")
     return models[name]
 
 
@@ -337,7 +338,7 @@ def _wrong_names(models: Any, path: Path) -> Iterable[str]:
             yield (
                 f"{path}: models.{name} cannot be a model's name, because it becomes a path, a DVC address and a Git "
                 "tag. Allowed: 1 to 63 of a-z, 0-9 and '-', a letter first, no '-' last, and none of "
-                f"{_listed(RESERVED_NAMES)}."
+                f"{listed(RESERVED_NAMES)}."
             )
 
 
@@ -366,50 +367,8 @@ def _read_collect_sections(raw: dict[str, Any], path: Path) -> tuple[dict[str, A
             read[name] = {**model, "collect": kind.model_validate(section)}
         except ValidationError as error:
             read[name] = {**model, "collect": _UNREAD}
-            mistakes += [
-                _sentence(path, ("models", name, "collect", *details["loc"]), details, sorted(kind.model_fields))
-                for details in error.errors(include_url=False)
-            ]
+            mistakes += mistakes_of(error, path, kind, below=("models", name, "collect"))
     return {**raw, "models": read}, mistakes
-
-
-def _sentence(path: Path, location: tuple[int | str, ...], details: ErrorDetails, known: list[str]) -> str:
-    keys = [str(key) for key in location if str(key) not in _UNION_TAGS]
-    where = f"{path}: {'.'.join(keys)}"
-    match details["type"]:
-        case "extra_forbidden":
-            return f"{where} is not a key that is known here.{did_you_mean(keys[-1], known)} Allowed: {_listed(known)}."
-        case "missing":
-            return f"{where} is missing. Nothing that changes a result has a hidden default: write it down."
-        case _:
-            message = details["msg"].removeprefix("Value error, ").removesuffix(".")
-            return f"{where} is {details['input']!r}. {message[0].upper()}{message[1:]}."
-
-
-# pydantic puts the member of a union that it tried into an error's location.
-_UNION_TAGS = frozenset({"id", "group", "time", "str", "constrained-str", "literal['base']"}) | {
-    kind.__name__ for kind in (TrainedTokenizer, Scratch, SplitByHash, SplitByTime)
-}
-
-
-def _fields_at(location: tuple[int | str, ...], section: type[BaseModel]) -> list[str]:
-    """The keys that a section takes, found by following the types from the top; [] where any key may stand."""
-    keys = iter(str(key) for key in location if str(key) not in _UNION_TAGS)
-    for key in keys:
-        owner = {field.alias or name: field for name, field in section.model_fields.items()}
-        inside = _sections_in(owner[key].annotation) if key in owner else []
-        if len(inside) != 1:
-            return sorted({name for candidate in inside for name in candidate.model_fields})
-        section = inside[0]
-        if key == "models":
-            next(keys, None)  # the name is the user's
-    return sorted(field.alias or name for name, field in section.model_fields.items())
-
-
-def _sections_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [section for part in getattr(annotation, "__args__", ()) for section in _sections_in(part)]
 
 
 def _files_in(folder: str) -> list[str]:
@@ -418,9 +377,5 @@ def _files_in(folder: str) -> list[str]:
 
 def _one_of(value: str, known: list[str]) -> str:
     if value not in known:
-        raise ValueError(f"{did_you_mean(value, known).strip()} Known: {_listed(known)}".strip())
+        raise ValueError(f"{did_you_mean(value, known).strip()} Known: {listed(known)}".strip())
     return value
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names))

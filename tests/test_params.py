@@ -92,7 +92,7 @@ def test_an_unknown_model_is_answered_with_the_one_that_was_meant():
 
 def test_collect_is_read_as_the_source_that_is_named(written):
     def from_sql(model: dict[str, Any]) -> None:
-        model["source"] = "sql"
+        model.update(source="sql", pin="data/reviews/source.json")
         kept = {key: model["collect"][key] for key in ("columns", "where", "rows_per_shard")}
         model["collect"] = {**kept, "url": "sqlite:///x.db", "query": "SELECT 1", "watermark": None}
 

@@ -87,7 +87,7 @@ def test_data_in_the_repository_needs_no_pull_but_gets_its_list_of_admitted_rows
 )
 def test_a_folder_in_the_repository_is_pulled_like_any_other(root: Path, path: str, pin: str) -> None:
     write_params(root, **files_in(path), pin=pin)
-    with pytest.raises(ParamsError, match=r"one single file.*pin: data/notes/source.json, and run `mill pull notes`"):
+    with pytest.raises(ParamsError, match=r"rite pin: data/\S+/source.json"):
         pull("notes", root)
     write_params(root, **files_in(path))
     assert pull("notes", root).startswith("notes: 1 new partition (a.csv). 1 partition pinned in ")
@@ -109,15 +109,15 @@ def test_a_pulled_pin_is_good_in_a_clone_at_another_path(root: Path, tmp_path_fa
 
 def test_data_that_dvc_would_not_watch_is_refused(root: Path) -> None:
     write_params(root, **files_in("in/a.csv"), pin="in/b.csv")
-    with pytest.raises(ParamsError, match=r"path is 'in/a.csv' and models.notes.pin is 'in/b.csv', another file"):
+    with pytest.raises(
+        ParamsError, match=r"models.notes: pin is 'in/b.csv', which is not what collect reads.*pin: in/a.csv"
+    ):
         pull("notes", root)
     columns = {"text": "text", "label": "label"}
     common = {"columns": columns, "where": None, "rows_per_shard": 10}
     package = {**common, "package": "p", "file": "f.csv", "format": "csv"}
     write_params(root, source="package", collect=package, pin="in/a.csv")
-    with pytest.raises(
-        ParamsError, match=r"the source package is outside of the repository. Write pin: data/notes/source"
-    ):
+    with pytest.raises(ParamsError, match=r"pin is 'in/a.csv', which is not.*Write pin: data/<model>/source.json\.$"):
         pull("notes", root)
 
 

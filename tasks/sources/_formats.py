@@ -103,8 +103,8 @@ def changed(shown: str) -> str:
     """What to say of data that is not as it was pinned."""
     return (
         f"{shown} is not what it was when it was pinned, and data that was collected never changes. Put back what it "
-        "was, and give new data a new name. If the change is meant, take its entry out of source.json and run `mill "
-        "pull`: its rows are then read as new ones."
+        "was, and give new data a new name. If the change is meant, delete the model's source.json and run `mill "
+        "pull`: the source is then collected anew, as if for the first time."
     )
 
 
