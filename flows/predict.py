@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from flows.answers import open_answerer
+from tasks.answers import open_answerer
 from flows.store import usable
 from tasks.errors import DataError
 from tasks.params import load_model

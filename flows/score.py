@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from flows.answers import Answerer, open_answerer
+from tasks.answers import Answerer, open_answerer
 from flows.store import usable
 from tasks import sources
 from tasks.errors import DataError, did_you_mean

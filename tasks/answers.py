@@ -44,8 +44,8 @@ class Answerer:
         )
 
 
-def open_answerer(release: Release) -> Answerer:
-    """Load a release that was checked."""
-    runtime = load_runtime(release.folder, release.manifest["parameters"]["threads"])
+def open_answerer(release: Release, threads: int | None = None) -> Answerer:
+    """Load a release that was checked, with the threads that it was made with, or others."""
+    runtime = load_runtime(release.folder, threads or release.manifest["parameters"]["threads"])
     example = runtime.problem.examples().head(1)
     return Answerer(runtime, release.version, runtime.predict(example).schema)

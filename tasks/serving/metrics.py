@@ -1,0 +1,71 @@
+"""Figures for Prometheus, in its own text format by its own library."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from tasks.serving.batcher import Busy
+
+if TYPE_CHECKING:
+    from tasks.serving.live import Live
+
+_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+
+
+class Metrics:
+    """Counters of one application, apart from any other's in the process."""
+
+    def __init__(self, live: "Live") -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "modelmill_requests", "Requests by how they ended", ["model", "outcome"], registry=self._registry
+        )
+        self._rows = Counter("modelmill_rows", "Rows answered", ["model"], registry=self._registry)
+        self._seconds = Histogram(
+            "modelmill_request_seconds", "From the parsed request to its answer", ["model"], buckets=_SECONDS,
+            registry=self._registry,
+        )  # fmt: skip
+        self._waiting = Gauge("modelmill_requests_waiting", "Requests not yet answered", registry=self._registry)
+        self._registry.register(_LiveCollector(live))
+
+    @contextmanager
+    def request(self, model: str, num_rows: int) -> Iterator[None]:
+        """Count a request and its rows, and how it ends."""
+        started, outcome = time.perf_counter(), "failed"
+        self._waiting.inc()
+        try:
+            yield
+            outcome = "answered"
+            self._rows.labels(model).inc(num_rows)
+            self._seconds.labels(model).observe(time.perf_counter() - started)
+        except Busy:
+            outcome = "sent_away"
+            raise
+        finally:
+            self._waiting.dec()
+            self._requests.labels(model, outcome).inc()
+
+    def exposition(self) -> bytes:
+        return generate_latest(self._registry)
+
+
+class _LiveCollector(Collector):
+    """What is in use, read when it is asked for."""
+
+    def __init__(self, live: "Live") -> None:
+        self._live = live
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        versions = GaugeMetricFamily("modelmill_version", "1 for the version in use", labels=["model", "version"])
+        queued = GaugeMetricFamily("modelmill_queued_rows", "Rows that wait", labels=["model"])
+        for served in self._live.served:
+            versions.add_metric([served.model, served.version], 1)
+            queued.add_metric([served.model], served.batcher.queued_rows)
+        yield versions
+        yield queued
+        yield GaugeMetricFamily("modelmill_swaps", "Versions that took over", value=self._live.num_swaps)

@@ -1,0 +1,23 @@
+"""How the server behaves; `flows.serve` of params.yaml."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from tasks.params import Count, NotNegative, Positive, Section, Text
+
+
+class Serving(Section):
+    """Limits first: whatever a caller sends, the server's memory and its latency stay within them."""
+
+    host: Text
+    port: Annotated[int, Field(ge=0, le=65535)]  # 0 takes a free one
+    threads: Count | None  # of each model's session; null takes the cores of this machine
+    batch_rows: Count  # computed at once
+    batch_wait_ms: NotNegative  # how long the first of a batch waits for others
+    queue_rows: Count  # waiting; whoever comes then is sent away with 429
+    queue_seconds: Positive  # the same, by the time that what is waiting will take
+    max_rows: Count  # in one request
+    max_request_mb: Positive
+    body_seconds: Positive  # for a caller to send the request
+    swap_seconds: Positive  # for a version to answer its golden rows before it takes over

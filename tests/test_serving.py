@@ -1,0 +1,248 @@
+"""The model server, over HTTP: tasks/serving."""
+
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tasks.release import Release, read_release
+from tests.conftest import Line
+from tests.model_server import Running, colder, running, use
+
+TEXT = {"text": "a warm and moving film"}
+
+
+@pytest.fixture(scope="module")
+def store(released: Line, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with the tiny model's release in its version store, and in use."""
+    root = tmp_path_factory.mktemp("served")
+    shutil.copytree(released.paths.release, root / "one")
+    use(root, read_release(root / "one"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(store: Path) -> Iterator[Running]:
+    with running(store) as server:
+        yield server
+
+
+@pytest.fixture
+def versions(released: Line, tmp_path: Path) -> tuple[Path, Release, Release]:
+    """A root of one's own with two versions of the model, the first in use."""
+    shutil.copytree(released.paths.release, tmp_path / "one")
+    one = read_release(tmp_path / "one")
+    two = colder(one, tmp_path / "two", 20.0)
+    use(tmp_path, one)
+    return tmp_path, one, two
+
+
+def test_one_input_gets_one_answer_that_names_its_version(server: Running, store: Path) -> None:
+    answer = server.predict(TEXT).json()
+    assert answer["label"] in ("positive", "negative")
+    assert answer["version"] == read_release(store / "one").version
+    assert sum(answer["probabilities"]) == pytest.approx(1)
+    assert answer["latency_ms"] > 0
+    assert answer["id"] != server.predict(TEXT).json()["id"]
+
+
+def test_a_list_gets_a_list_in_its_order(server: Running) -> None:
+    texts = [{"text": "dull " * (20 - number)} for number in range(20)]
+    listed = server.predict(texts).json()
+    alone = [server.predict(text).json() for text in texts]
+    assert [answer["label"] for answer in listed] == [answer["label"] for answer in alone]
+    # Dynamic quantisation takes its scale from the whole batch.
+    assert [a["probability"] for a in listed] == pytest.approx([a["probability"] for a in alone], abs=0.05)
+
+
+def test_a_row_without_an_answer_says_why_and_the_others_are_answered(server: Running) -> None:
+    empty, whole = server.predict([{"text": "<br />"}, TEXT]).json()
+    assert (empty["label"], empty["reason"]) == (None, "text is empty")
+    assert whole["label"] is not None
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "sentence"),
+    [
+        (b"{", 400, "not JSON"),
+        (b'{"text": NaN}', 400, "not JSON"),
+        (b'{"text": "\xff"}', 400, "UTF-8"),
+        (b"[" * 200_000, 413, "larger"),
+        (b"[" * 5_000, 400, "not JSON"),
+        (b'{"txt": "a"}', 422, "Did you mean 'text'?"),
+        (b'{"text": 1}', 422, "text has to be a string."),
+        (b'{"text": null}', 422, "text is missing"),
+        (b'[{"text": "a"}, {"text": ["a"]}]', 422, "Row 1: text has to be a string."),
+        (b"[]", 422, "empty"),
+        (b"7", 422, "Expected an object"),
+        (b"[7]", 422, "Row 0: expected an object"),
+        (b'{"text": "  "}', 422, "text is empty"),
+        (b"[" + b'{"text": "a"},' * 32 + b'{"text": "a"}]', 413, "at most 32"),
+    ],
+)
+def test_what_is_wrong_with_a_request_is_said_in_a_sentence(
+    server: Running, content: bytes, status: int, sentence: str
+) -> None:
+    answer = server.client.post("/models/tiny/predict", content=content)
+    assert answer.status_code == status
+    assert sentence in answer.json()["error"]
+
+
+def test_a_model_that_is_not_there_is_named_with_those_that_are(server: Running) -> None:
+    answer = server.predict(TEXT, model="tidy")
+    assert answer.status_code == 404
+    assert answer.json()["error"] == "No model 'tidy' is in use. Did you mean 'tiny'? In use: tiny."
+
+
+def test_emoji_null_bytes_and_right_to_left_text_are_answered(server: Running) -> None:
+    for text in ("🎬🍿" * 50, "a\0b", "סרט נפלא", "‮reversed"):
+        assert server.predict({"text": text}).status_code == 200, text
+
+
+def test_a_caller_who_sends_slowly_is_sent_away(server: Running) -> None:
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as slow:
+        slow.sendall(b"POST /models/tiny/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        assert b" 408 " in slow.recv(1000)
+    assert server.predict(TEXT).status_code == 200
+
+
+def test_models_are_listed_with_version_metrics_and_card(server: Running, store: Path) -> None:
+    version = read_release(store / "one").version
+    (listed,) = server.client.get("/models").json()
+    assert (listed["model"], listed["version"]) == ("tiny", version)
+    shown = server.client.get("/models/tiny").json()
+    assert 0 <= shown["metrics"]["accuracy"]["value"] <= 1
+    assert "tiny" in shown["card"]
+
+
+def test_figures_are_there_for_prometheus(server: Running) -> None:
+    def answered() -> float:
+        lines = server.client.get("/metrics").text.splitlines()
+        counts = [line for line in lines if line.startswith("modelmill_rows_total{")]
+        return float(counts[0].split()[-1])
+
+    server.predict(TEXT)
+    before = answered()
+    server.predict([TEXT, TEXT])
+    assert answered() == before + 2
+
+
+def test_a_promotion_under_load_loses_no_request_and_mixes_no_answer(
+    versions: tuple[Path, Release, Release],
+) -> None:
+    root, one, two = versions
+    seen: list[tuple[str, float]] = []
+    failed: list[str] = []
+    stop = threading.Event()
+
+    def ask(server: Running) -> None:
+        with httpx.Client(base_url=server.url, timeout=30) as client:
+            while not stop.is_set():
+                answer = client.post("/models/tiny/predict", json=TEXT)
+                if answer.status_code != 200:
+                    failed.append(answer.text)
+                    return
+                seen.append((answer.json()["version"], answer.json()["probability"]))
+
+    with running(root) as server:
+        callers = [threading.Thread(target=ask, args=(server,)) for _ in range(3)]
+        for caller in callers:
+            caller.start()
+        for release in (two, one) * 3:
+            use(root, release)
+            wait_for(server, release.version)
+        stop.set()
+        for caller in callers:
+            caller.join(30)
+    assert failed == []
+    sure = [probability for version, probability in seen if version == one.version]
+    unsure = [probability for version, probability in seen if version == two.version]
+    assert len(sure) > 10
+    assert len(unsure) > 10
+    assert max(unsure) < min(sure)
+
+
+def test_a_damaged_version_never_takes_over(versions: tuple[Path, Release, Release]) -> None:
+    root, one, two = versions
+    with (two.folder / "model.onnx").open("ab") as file:
+        file.write(b"more")
+    with running(root) as server:
+        use(root, two)
+        reason = wait_until(lambda: server.live.failures.get("tiny"))
+        assert "model.onnx is not the file that the release was made with" in reason
+        assert server.predict(TEXT).json()["version"] == one.version
+        ready = server.client.get("/readyz")
+        assert ready.status_code == 503
+        assert reason in ready.json()["error"]
+        use(root, one)
+        wait_until(lambda: server.client.get("/readyz").status_code == 200)
+
+
+def test_a_version_that_is_too_slow_never_takes_over(versions: tuple[Path, Release, Release]) -> None:
+    root, one, two = versions
+    with running(root) as server:
+        server.live._serving = server.live._serving.model_copy(update={"swap_seconds": 1e-9})
+        use(root, two)
+        assert "golden rows" in wait_until(lambda: server.live.failures.get("tiny"))
+        assert server.predict(TEXT).json()["version"] == one.version
+
+
+def test_a_rollback_is_in_use_within_two_seconds(versions: tuple[Path, Release, Release]) -> None:
+    root, _, two = versions
+    with running(root) as server:
+        started = time.monotonic()
+        use(root, two)
+        wait_for(server, two.version)
+        assert time.monotonic() - started < 2
+
+
+def test_a_server_starts_without_any_model_and_takes_the_first(versions: tuple[Path, Release, Release]) -> None:
+    root, one, _ = versions
+    (root / ".mill" / "live.json").unlink()
+    with running(root) as server:
+        assert "No model is in use yet" in server.client.get("/readyz").json()["error"]
+        use(root, one)
+        wait_until(lambda: server.client.get("/readyz").status_code == 200)
+
+
+def test_more_than_can_be_answered_is_sent_away_at_once_and_the_server_is_well_after(
+    versions: tuple[Path, Release, Release],
+) -> None:
+    root, _, _ = versions
+    content = [{"text": "word " * 200}] * 16
+    statuses: list[int] = []
+
+    def ask(server: Running) -> None:
+        with httpx.Client(base_url=server.url, timeout=30) as client:
+            answer = client.post("/models/tiny/predict", json=content)
+        statuses.append(answer.status_code)
+        if answer.status_code == 429:
+            assert int(answer.headers["Retry-After"]) >= 1
+
+    with running(root, queue_rows=16) as server:
+        callers = [threading.Thread(target=ask, args=(server,)) for _ in range(24)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join(60)
+        assert set(statuses) == {200, 429}
+        assert server.predict(TEXT).status_code == 200
+
+
+def wait_for(server: Running, version: str) -> None:
+    wait_until(lambda: server.predict(TEXT).json()["version"] == version)
+
+
+def wait_until(condition: Any) -> Any:
+    deadline = time.monotonic() + 20
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+    return found
