@@ -1,0 +1,139 @@
+"""What retraining made, brought to where others get it: the data by DVC to its remote, the history by Git to its own.
+
+`.mill/unpushed` names the commits that still have to go out. A commit is noted before anything is sent and struck
+off after all of it has arrived, so that neither a kill nor a remote that is away for a night loses one.
+"""
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+
+from flows.git import LIVE, attempt, git, tip
+from flows.worktree import home_of
+from tasks.shards import read_json, write_json
+
+# A remote that does not answer is a remote that is away; nobody is there to answer ssh's questions.
+_PATIENCE = ("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=30")
+_SSH = "ssh -oBatchMode=yes -oConnectTimeout=20"
+
+
+def owe(root: Path, commit: str) -> None:
+    """Note that a commit, its data and its tags have to go out."""
+    with _notes(root) as file:
+        owed = _read(file)
+        if commit not in owed:
+            write_json(file, [*owed, commit])
+
+
+def publish(root: Path, at: Path | None = None) -> str:
+    """Send out all that is noted, and say in a sentence what came of it; empty where there is nothing to send.
+
+    `at` is the worktree from which DVC reads, the main checkout without: there somebody's own command may hold its
+    lock. Data goes before history, since a version that others see should be one that they can fetch. A remote that
+    fails is said and not raised.
+    """
+    home = home_of(root)
+    with _notes(root) as file:
+        owed = [commit for commit in _read(file) if tip(home, commit)]
+        if not owed:
+            file.unlink(missing_ok=True)
+            return ""
+        store, failure = _push_data(at or home, owed)
+        remote = _remote(home)
+        if not failure and remote:
+            failure = _push_history(at or home, home, remote)
+        if failure:
+            return f"Not pushed: {failure} It is noted in {file}, and tried again with the next retrain."
+        file.unlink()
+    places = " and ".join([f"the DVC remote {store}"] * bool(store) + [f"the Git remote {remote}"] * bool(remote))
+    return f"Pushed to {places}." if places else ""
+
+
+@contextlib.contextmanager
+def _notes(root: Path) -> Iterator[Path]:
+    """The file of what is owed, held alone."""
+    file = home_of(root) / ".mill" / "unpushed"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_name("unpushed.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield file
+
+
+def _read(file: Path) -> list[str]:
+    return list(read_json(file)) if file.exists() else []
+
+
+def _push_data(at: Path, commits: list[str]) -> tuple[str, str]:
+    """The name of DVC's default remote, none where it has none, and why the data of the commits is not there yet."""
+    from dvc.config import Config
+
+    store = str(Config(dvc_dir=str(at / ".dvc")).get("core", {}).get("remote") or "")
+    if not store:
+        return "", ""
+    from dvc.exceptions import UploadError
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(at)) as repo:
+            repo.push(revs=commits, workspace=False)
+    except UploadError as error:
+        return store, f"{error.amount} files did not reach the DVC remote {store}; `dvc push` says why."
+    except LockError:
+        return store, f"another dvc command is running in {at}."
+    except Exception as error:  # what a storage's own library raises where it is away or refuses
+        return store, f"the DVC remote {store} says: {_first_line(error)}"
+    return store, ""
+
+
+def _remote(home: Path) -> str:
+    """The Git remote that history goes to: what Git is told, else origin, else the only one. Empty without."""
+    for key in (f"branch.{LIVE}.pushRemote", "remote.pushDefault", f"branch.{LIVE}.remote"):
+        named = attempt(home, "config", key).stdout.strip()
+        if named:
+            return named
+    names = git(home, "remote").split()
+    return "origin" if "origin" in names else names[0] if len(names) == 1 else ""
+
+
+def _push_history(at: Path, home: Path, remote: str) -> str:
+    """Push live, the retrain branches and all tags of versions, promotions and decisions; why not, where it fails."""
+    models = {tag.split("@v")[0] for tag in git(home, "tag", "--list", "*@v*").splitlines()}
+    wanted = ["refs/heads/retrain/*", "refs/tags/decision/*"]
+    wanted += [f"refs/tags/{model}{kind}*" for model in sorted(models) for kind in ("@", "#")]
+    wanted += [f"refs/heads/{LIVE}"] if tip(home, f"refs/heads/{LIVE}") else []
+    asks = attempt(home, "config", "core.sshCommand").returncode == 0
+    done = attempt(
+        at,
+        *(*_PATIENCE, *(() if asks else ("-c", f"core.sshCommand={_SSH}"))),
+        "push",
+        "--porcelain",
+        remote,
+        *(f"{name}:{name}" for name in wanted),
+        hooks=True,
+    )
+    if not done.returncode:
+        return ""
+    refused = [line for line in done.stdout.splitlines() if line.startswith("!")]
+    if any(f"refs/heads/{LIVE}:" in line and ("fetch first" in line or "non-fast" in line) for line in refused):
+        return (
+            f"`{LIVE}` of the Git remote {remote} holds commits that are not here, so another clone retrains as well. "
+            f"Take them in with `git fetch {remote} {LIVE}` and `git merge FETCH_HEAD` on {LIVE}, in a worktree."
+        )
+    if refused:
+        _, names, why = (*refused[0].split("\t"), "", "")[:3]
+        return f"the Git remote {remote} refuses {names.split(':')[0]}: {why}. {_said(done.stderr)}".rstrip()
+    return f"the Git remote {remote} cannot be reached: {_said(done.stderr)}"
+
+
+def _said(text: str) -> str:
+    """What a remote said to people, or else Git's own first words."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    told = [line.removeprefix("remote:").strip() for line in lines if line.startswith("remote:")]
+    return (next((line for line in told if line), "") or (lines[0] if lines else "")).removeprefix("fatal: ")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,185 @@
+"""Publishing to an S3 server and to a bare Git repository, both real and both able to fail."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.git import git, tip
+from flows.publish import owe, publish
+from flows.worktree import worktree
+from tasks.shards import read_json, write_text
+from tests.test_worktree import dvc, make_repository
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server, monkeypatch, request) -> Iterator[Any]:
+    import boto3
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    found = boto3.resource("s3", endpoint_url=s3_server).Bucket(f"bucket-{abs(hash(request.node.name))}")
+    found.create()
+    return found
+
+
+def keys(bucket: Any) -> set[str]:
+    return {item.key for item in bucket.objects.all()}
+
+
+@pytest.fixture
+def repository(tmp_path) -> Path:
+    """A repository with a result on `live`, its tags, and somebody's own branch, tag and unfinished work."""
+    root = make_repository(tmp_path / "repository")
+    dvc(root, "repro")
+    git(root, "add", "dvc.lock")
+    git(root, "commit", "-qm", "ran")
+    git(root, "branch", "live")
+    git(root, "branch", "retrain/films/1")
+    git(root, "branch", "mine")
+    for tag in ("films@v1.0.0", "films#champion#1", "decision/films/1", "my-tag"):
+        git(root, "tag", "-am", "{}", tag)
+    write_text(root / "params.yaml", (root / "params.yaml").read_text() + "\n")
+    return root
+
+
+@pytest.fixture
+def bare(repository, tmp_path) -> Path:
+    git(tmp_path, "init", "-q", "--bare", "bare.git")
+    git(repository, "remote", "add", "origin", str(tmp_path / "bare.git"))
+    return tmp_path / "bare.git"
+
+
+def with_s3(repository: Path, bucket: Any, endpoint: str) -> None:
+    """The remote as a person configures it for this machine alone, in config.local."""
+    dvc(repository, "remote", "add", "--local", "-d", "s3", f"s3://{bucket.name}/dvc")
+    dvc(repository, "remote", "modify", "--local", "s3", "endpointurl", endpoint)
+
+
+def refs(root: Path) -> set[str]:
+    return set(git(root, "for-each-ref", "--format=%(refname)").splitlines())
+
+
+OURS = {
+    "refs/heads/live",
+    "refs/heads/retrain/films/1",
+    "refs/tags/decision/films/1",
+    "refs/tags/films@v1.0.0",
+    "refs/tags/films#champion#1",
+}
+
+
+def test_data_goes_to_s3_and_history_to_git_and_nothing_of_the_persons(repository, bare, bucket, s3_server):
+    with_s3(repository, bucket, s3_server)
+    owe(repository, git(repository, "rev-parse", "live"))
+    with worktree(repository, "films", "retrain/films/2", "live") as tree:
+        assert publish(repository, tree.folder) == "Pushed to the DVC remote s3 and the Git remote origin."
+    assert refs(bare) == OURS | {"refs/heads/retrain/films/2"}
+    assert len(keys(bucket)) == 1
+    assert not (repository / ".mill/unpushed").exists()
+
+
+def test_there_is_nothing_to_say_where_nothing_is_owed_or_no_remote_is_known(repository):
+    assert publish(repository) == ""
+    owe(repository, git(repository, "rev-parse", "live"))
+    assert publish(repository) == ""
+    assert not (repository / ".mill/unpushed").exists()
+
+
+def test_a_remote_that_is_away_keeps_the_note_and_the_next_time_all_arrives(
+    repository, bare, bucket, s3_server, monkeypatch
+):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with_s3(repository, bucket, "http://127.0.0.1:9")
+    commit = git(repository, "rev-parse", "live")
+    owe(repository, commit)
+    said = publish(repository)
+    assert said.startswith("Not pushed: ")
+    assert "s3" in said
+    assert "tried again" in said
+    assert read_json(repository / ".mill/unpushed") == [commit]
+    assert refs(bare) == set()  # a version whose data is not there is not shown
+    dvc(repository, "remote", "modify", "--local", "s3", "endpointurl", s3_server)
+    assert publish(repository).startswith("Pushed")
+    assert refs(bare) == OURS
+    assert len(keys(bucket)) == 1
+
+
+def test_a_git_remote_that_is_not_there_is_said_in_its_own_words(repository, tmp_path):
+    git(repository, "remote", "add", "origin", str(tmp_path / "nowhere.git"))
+    owe(repository, "live")
+    said = publish(repository)
+    assert "the Git remote origin cannot be reached" in said
+    assert "nowhere.git" in said
+    assert (repository / ".mill/unpushed").exists()
+
+
+def test_a_remote_that_refuses_is_quoted_and_nothing_is_lost(repository, bare):
+    hook = bare / "hooks/update"
+    write_text(hook, "#!/bin/sh\necho 'live is protected here' >&2\ntest $1 != refs/heads/live\n")
+    hook.chmod(0o755)
+    owe(repository, "live")
+    said = publish(repository)
+    assert "the Git remote origin refuses refs/heads/live" in said
+    assert "live is protected here" in said
+    assert tip(repository, "live")
+    hook.unlink()
+    assert publish(repository) == "Pushed to the Git remote origin."
+
+
+def test_a_remote_whose_live_went_on_elsewhere_says_what_to_do(repository, bare, tmp_path):
+    owe(repository, "live")
+    publish(repository)
+    git(tmp_path, "clone", "-q", str(bare), "elsewhere", "--branch", "live")
+    git(tmp_path / "elsewhere", "commit", "-q", "--allow-empty", "-m", "another")
+    git(tmp_path / "elsewhere", "push", "-q")
+    git(repository, "branch", "-f", "live", git(repository, "commit-tree", "live^{tree}", "-p", "live", stdin="mine"))
+    owe(repository, "live")
+    said = publish(repository)
+    assert "another clone retrains as well" in said
+    assert "git fetch origin live" in said
+    assert (repository / ".mill/unpushed").exists()
+
+
+def test_a_commit_that_is_gone_is_owed_no_more(repository, bare):
+    owe(repository, "0" * 40)
+    assert publish(repository) == ""
+    assert refs(bare) == set()
+
+
+def test_somebodys_dvc_command_does_not_stop_the_retrains_push(repository, bucket, s3_server):
+    from dvc.repo import Repo
+
+    with_s3(repository, bucket, s3_server)
+    owe(repository, git(repository, "rev-parse", "live"))
+    with Repo(str(repository)) as repo, repo.lock:
+        assert "another dvc command is running" in publish(repository)
+        with worktree(repository, "films", "retrain/films/2", "live") as tree:
+            assert publish(repository, tree.folder) == "Pushed to the DVC remote s3."
+
+
+def test_among_several_git_remotes_the_one_that_git_is_told_is_taken(repository, bare, tmp_path):
+    git(tmp_path, "init", "-q", "--bare", "other.git")
+    git(repository, "remote", "add", "other", str(tmp_path / "other.git"))
+    git(repository, "config", "remote.pushDefault", "other")
+    owe(repository, "live")
+    assert publish(repository) == "Pushed to the Git remote other."
+    assert refs(tmp_path / "other.git") == OURS
