@@ -25,7 +25,7 @@ Blob = tuple[str, str]
 class MergeConflict(GitError):
     """Both branches changed something that only a person can bring together."""
 
-    def __init__(self, files: list[str], live: str, other: str) -> None:
+    def __init__(self, files: list[str], live: str, other: str, then: str = "") -> None:
         self.files = files
         names = ", ".join(files)
         super().__init__(
@@ -33,7 +33,7 @@ class MergeConflict(GitError):
             f"A person has to say what holds, on {other}:\n"
             f"  git switch {other} && git merge --no-commit {live}\n"
             f"  git checkout {live} -- {LOCK} reports    # the line's own files; mend {names} by hand\n"
-            f"  git add {' '.join(files)} && git commit"
+            f"  git add {' '.join(files)} && git commit{then}"
         )
 
 
