@@ -77,15 +77,21 @@ def clean_up(root: Path) -> list[str]:
 
 
 def check_out_data(tree: Worktree, model: str) -> None:
-    """Link what the cache has of a model's line and of all that it stands on, so that it is not made again."""
+    """Link what the cache has of a model's line, and of what belongs to no model, so that it is not made again."""
     from dvc.exceptions import CheckoutError
     from dvc.repo import Repo
 
     with Repo(str(tree.folder)) as repo:
-        named = [(stage.path, getattr(stage, "name", None) or "") for stage in repo.index.stages]
-        targets = [f"{path}:{name}" for path, name in named if model_of_stage(name, [model]) == model]
-        with contextlib.suppress(CheckoutError):
-            repo.checkout(targets=targets, with_deps=True, force=True, allow_missing=True)
+        known = [stage for stage in repo.index.stages if stage.outs and all(out.hash_info for out in stage.outs)]
+        named = [(stage.path, getattr(stage, "name", None)) for stage in known]
+        targets = [
+            f"{path}:{name}" if name else path
+            for path, name in named
+            if model_of_stage(name or "", [model]) in (model, None)
+        ]
+        if targets:
+            with contextlib.suppress(CheckoutError):
+                repo.checkout(targets=targets, force=True, allow_missing=True)
 
 
 def _worktrees(home: Path) -> Path:

@@ -59,7 +59,8 @@ def fingerprint(root: Path) -> dict[str, str]:
     found = {}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
-        if path.is_file() and not name.startswith(own) and "refs/heads/retrain" not in name:
+        moved = any(f"refs/{ref}" in name for ref in ("heads/retrain", "heads/live", "tags/"))
+        if path.is_file() and not name.startswith(own) and not moved:
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     for line in git(root, "for-each-ref", "--format=%(refname) %(objectname)").splitlines():
         if not line.startswith(("refs/heads/live", "refs/heads/retrain", "refs/tags/")):

@@ -1,0 +1,290 @@
+"""`mill retrain`: learn from what is new, apart from the person's working tree, and promote what is better.
+
+A worktree of `live` with `main` merged in; pull; the line; the gate; a commit on `retrain/<model>/<time>`; and, where
+the gate says so, `live`, the version's tag and the promotion. The decision's tag stands before anything is promoted: a
+run that is killed is finished or repeated by the next one, never half of it kept.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from flows.child import mill
+from flows.git import LIVE, attempt, check_live_is_free, check_repository, git, main_branch, tip
+from flows.inputs import digest, inputs_of
+from flows.landing import PROMOTE, finish, land
+from flows.locks import only_one
+from flows.merge import MergeConflict, merge_by_model
+from flows.publish import owe, publish
+from flows.registry import Version, champion, decisions, record_decision, settle
+from flows.worktree import Worktree, check_out_data, clean_up, home_of, worktree
+from tasks.paths import Paths
+from tasks.release import Release, read_release
+from tasks.shards import read_json, write_json
+
+KEEP, ASK = "keep", "ask"
+DONE, FAILED, REFUSED = 0, 1, 3
+
+Outcome = Literal["nothing", "promoted", "kept", "ask", "refused", "failed"]
+_CODES = {"nothing": DONE, "promoted": DONE, "kept": REFUSED, "refused": REFUSED, "ask": FAILED, "failed": FAILED}
+_KEPT_REPORTS = 10
+
+
+@dataclass(frozen=True)
+class RetrainResult:
+    """What came of a retrain: its verdict, a sentence for people, and the version or commit where there is one."""
+
+    verdict: Outcome
+    sentence: str
+    version: str | None = None
+    commit: str | None = None
+
+    @property
+    def exit_code(self) -> int:
+        return _CODES[self.verdict]
+
+
+def retrain(root: Path, model: str, *, force: bool = False, why: str = "") -> RetrainResult:
+    """Retrain a model, print what happens, and give back what came of it.
+
+    With `force` also where nothing is new. `why` (schedule, drift, by hand) is kept in the commit and the tags. Raises
+    MillError where the repository does not allow it, or where this model is being retrained already.
+    """
+    check_repository(root)
+    check_live_is_free(root)
+    home = home_of(root)
+    with only_one(home, model, why) as lock:
+        for name in clean_up(home):
+            print(f"{name}: the worktree of a run that was killed, taken away.")
+        _drop_undecided(home, model)
+        settle(home)
+        finished = finish(home, model)
+        if told := publish(home):
+            print(told)
+        if finished is not None:
+            sentence = f"{model}: {finished.tag} had been decided on and was cut short; it is the champion now."
+            result = RetrainResult("promoted", sentence, finished.tag, finished.commit)
+        else:
+            result = _retrain(home, model, force=force, why=why or "by hand", lock=lock)
+    print(f"\n{result.sentence}", flush=True)
+    return result
+
+
+def _retrain(home: Path, model: str, *, force: bool, why: str, lock: int) -> RetrainResult:
+    try:
+        base = _base(home, model)
+    except MergeConflict as error:
+        return RetrainResult("ask", f"{model}: nothing was learned and nothing promoted. {error}")
+    with worktree(home, model, _new_branch(home, model), base) as tree:
+        code, said = mill(tree.folder, ["pull", model], env={}, keep=(lock, tree.lock), say=print)
+        if code:
+            return RetrainResult("failed", f"{model}: the source could not be looked at. {_last(said)}")
+        known = digest(inputs_of(tree.folder, model), _release_of(champion(home, model)))
+        if not force and (nothing := _nothing_new(home, model, known)):
+            return RetrainResult("nothing", nothing)
+        run = _Run(home, tree, model, force, why, lock)
+        return _as_flow(run, known)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One retrain in its worktree."""
+
+    home: Path
+    tree: Worktree
+    model: str
+    force: bool
+    why: str
+    lock: int
+
+    @property
+    def paths(self) -> Paths:
+        return Paths(self.model, self.tree.folder)
+
+
+def _base(home: Path, model: str) -> str:
+    """The commit to start from: `live` with main merged in; main where nothing has been on `live` yet."""
+    main = main_branch(home)
+    live = next((name for name in (LIVE, f"origin/{LIVE}") if tip(home, name)), None)
+    if live is None:
+        return git(home, "rev-parse", f"refs/heads/{main}")
+    return merge_by_model(home, live, main, f"Merge {main} for the retraining of {model}")
+
+
+def _new_branch(home: Path, model: str) -> str:
+    name = f"retrain/{model}/{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    others = (name if number == 1 else f"{name}-{number}" for number in range(1, 1000))
+    return next(branch for branch in others if tip(home, f"refs/heads/{branch}") is None)
+
+
+def _drop_undecided(home: Path, model: str) -> None:
+    """Delete the branches of runs that were killed before they decided: their inputs are decided on anew."""
+    names = git(home, "for-each-ref", "--format=%(refname:short)", f"refs/heads/retrain/{model}/")
+    for branch in names.splitlines():
+        if not git(home, "tag", "--points-at", branch, "--list", "decision/*"):
+            attempt(home, "branch", "-D", branch)
+
+
+def _release_of(version: Version | None) -> str | None:
+    return version.release if version else None
+
+
+def _nothing_new(home: Path, model: str, known: str) -> str | None:
+    """Why there is nothing to learn, in a sentence; None where there may be something."""
+    for decision in reversed(decisions(home, model)):
+        if known in (decision["inputs_sha256"], decision.get("inputs_after")):
+            return f"{model}: nothing to learn. These inputs were decided on before: {decision['sentence']}"
+    memory = _memory(home, model)
+    if memory.exists() and read_json(memory).get("nothing_new") == known:
+        return f"{model}: nothing to learn. The line has made nothing new from these inputs before."
+    return None
+
+
+def _memory(home: Path, model: str) -> Path:
+    return home / ".mill" / "retrain" / f"{model}.json"
+
+
+def _as_flow(run: _Run, known: str) -> RetrainResult:
+    """Learn within a flow run of Prefect; within the one that there is, where a deployment has started this."""
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.objects import State
+    from prefect.context import FlowRunContext
+    from prefect.states import Completed, Failed
+
+    found: list[RetrainResult] = []
+
+    def learn() -> State[Any]:
+        with get_client(sync_client=True) as client:
+            api = str(client.api_url)
+        found.append(_learn(run, known, api))
+        if found[0].verdict == "failed":
+            return Failed(message=found[0].sentence)
+        return Completed(name=found[0].verdict.capitalize(), message=found[0].sentence)
+
+    if FlowRunContext.get() is not None:
+        learn()
+    else:
+        state = flow(name="retrain", flow_run_name=f"retrain-{run.model}", log_prints=True)(learn)(return_state=True)
+        if not found:
+            state.result()  # raises what stopped it
+    return found[0]
+
+
+def _learn(run: _Run, known: str, api: str) -> RetrainResult:
+    check_out_data(run.tree, run.model)
+    env = {"MILL_RETRAIN": "1", "PREFECT_API_URL": api}
+    code, said = mill(run.tree.folder, ["run", run.model], env=env, keep=(run.lock, run.tree.lock), say=print)
+    if code not in (DONE, REFUSED):
+        _keep_pages(run)
+        return RetrainResult("failed", f"{run.model}: the line failed, and the champion stays. {_last(said)}")
+    release, now = read_release(run.paths.release), champion(run.home, run.model)
+    if nothing := _nothing_made(run, release, now):
+        write_json(_memory(run.home, run.model), {"nothing_new": known})
+        return RetrainResult("nothing", nothing)
+    judged = _judge(run, release)
+    _keep_pages(run)
+    if _release_of(champion(run.home, run.model)) != _release_of(now):
+        return RetrainResult("failed", f"{run.model}: the champion changed during the run. Run it again.")
+    return _decide(run, release, now, judged)
+
+
+def _nothing_made(run: _Run, release: Release, now: Version | None) -> str | None:
+    """Why what the line made is nothing new, in a sentence; None where it is a challenger."""
+    if now is not None and release.version == now.release:
+        return f"{run.model}: nothing to learn. The line makes the champion, {now.tag}, again."
+    for decision in decisions(run.home, run.model):
+        same = decision["challenger"] == release.version and decision["champion"] == (now.tag if now else None)
+        if same and decision.get("gate") == inputs_of(run.tree.folder, run.model)["gate"] and not run.force:
+            return f"{run.model}: nothing to learn. {release.version} was decided on before: {decision['sentence']}"
+    return None
+
+
+def _judge(run: _Run, release: Release) -> Mapping[str, Any]:
+    """The gate's decision; a release that its own floors refuse does not get there, and uses no test set."""
+    if release.accepted:
+        from flows.gating import gate_release
+
+        return gate_release(run.home, run.tree.folder, run.model)
+    sentence = f"{release.version} was refused: {' '.join(release.reasons)}"
+    return {"verdict": KEEP, "sentence": sentence, "alpha_spent": 0.0, "test_set": None}
+
+
+def _decide(run: _Run, release: Release, now: Version | None, judged: Mapping[str, Any]) -> RetrainResult:
+    """Commit, record the decision, and land what is to be promoted."""
+    inputs, verdict, sentence = inputs_of(run.tree.folder, run.model), judged["verdict"], judged["sentence"]
+    commit = _commit(run, f"{run.model}: {sentence}\n\nWhy: {run.why}.")
+    decision = {
+        "model": run.model,
+        "verdict": verdict,
+        "sentence": sentence,
+        "inputs_sha256": digest(inputs, _release_of(now)),
+        # The same inputs again, once the challenger is the champion, are nothing to learn either.
+        "inputs_after": digest(inputs, release.version),
+        "gate": inputs["gate"],
+        "test_set": judged["test_set"],
+        "alpha_spent": judged["alpha_spent"],
+        "challenger": release.version,
+        "champion": now.tag if now else None,
+        "forced": run.force,
+        "why": run.why,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    owe(run.home, commit)
+    record_decision(run.home, commit, decision)
+    result = _concluded(run, release, now, decision, commit)
+    if told := publish(run.home, run.tree.folder):
+        print(told)
+    return result
+
+
+def _concluded(
+    run: _Run, release: Release, now: Version | None, decision: Mapping[str, Any], commit: str
+) -> RetrainResult:
+    model, sentence = run.model, decision["sentence"]
+    stays = f"{now.tag} stays the champion." if now else "There is still no champion."
+    if decision["verdict"] == PROMOTE:
+        try:
+            version = land(run.home, decision, commit, release, run.why)
+        except MergeConflict as error:
+            return RetrainResult("ask", f"{model}: nothing was promoted. {error}", commit=commit)
+        return RetrainResult("promoted", f"{model}: {version.tag} is the champion now. {sentence}", version.tag, commit)
+    if not release.accepted:
+        return RetrainResult("refused", f"{model}: {sentence} {stays}", commit=commit)
+    if decision["verdict"] == ASK:
+        how = f"Look at {_pages(run) / 'gate.html'}, and decide: mill promote {release.version} --why '…'"
+        return RetrainResult("ask", f"{model}: a person has to decide. {sentence} {stays} {how}", commit=commit)
+    return RetrainResult("kept", f"{model}: {sentence} {stays}", commit=commit)
+
+
+def _commit(run: _Run, message: str) -> str:
+    """Commit what the run made, to its branch; the commit."""
+    folder, paths = run.tree.folder, Paths(run.model)
+    made = ("dvc.lock", str(paths.source_pin), str(paths.admissions), str(paths.reports))
+    git(folder, "add", "--update")
+    git(folder, "add", "--all", "--", *(name for name in made if (folder / name).exists()))
+    before = git(folder, "rev-parse", "HEAD")
+    commit = git(folder, "commit-tree", git(folder, "write-tree"), "-p", before, stdin=message)
+    git(folder, "update-ref", "-m", "retrain", f"refs/heads/{run.tree.branch}", commit, before)
+    return commit
+
+
+def _pages(run: _Run) -> Path:
+    return run.home / ".mill" / "retrain" / "reports" / run.tree.branch.removeprefix("retrain/")
+
+
+def _keep_pages(run: _Run) -> None:
+    """Keep what people look at, of the last runs: the worktree goes, and Git does not hold it."""
+    if not run.paths.reports.is_dir():
+        return
+    shutil.copytree(run.paths.reports, _pages(run), dirs_exist_ok=True)
+    for old in sorted(_pages(run).parent.iterdir())[:-_KEPT_REPORTS]:
+        shutil.rmtree(old)
+
+
+def _last(said: str) -> str:
+    """The end of what a command printed; all of it stands in the log."""
+    return "\n".join(["It ended with:", *said.strip().splitlines()[-8:]])
