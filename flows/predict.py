@@ -7,8 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from tasks.answers import open_answerer
 from flows.store import usable
+from tasks.answers import open_answerer
 from tasks.errors import DataError
 from tasks.params import load_model
 from tasks.problems import Problem

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from tasks.answers import Answerer, open_answerer
 from flows.store import usable
 from tasks import sources
+from tasks.answers import Answerer, open_answerer
 from tasks.errors import DataError, did_you_mean
 from tasks.params import CollectFiles, load_model
 from tasks.problems import Problem
