@@ -23,10 +23,18 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 run: install     ## run the line for every model, and show what it made
 	mill run
 
-test: install    ## run the tests
+# Clients that others wrote, each in an environment of its own: what they depend on does not go with ours.
+.venv-clients/%/.installed: tests/clients/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --requirement $<
+	@touch $@
+
+CLIENTS := $(patsubst tests/clients/%.txt,.venv-clients/%/.installed,$(wildcard tests/clients/*.txt))
+
+test: install $(CLIENTS)  ## run the tests
 	python -m pytest
 
-test-slow: install  ## run the shipped line as a test too, which takes minutes
+test-slow: install $(CLIENTS)  ## run the shipped line as a test too, which takes minutes
 	python -m pytest -m 'slow or not slow' --timeout 3600
 
 check: install   ## style, types, and who may import whom

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from tasks.errors import ParamsError, did_you_mean
 from tasks.mistakes import mistakes_of
 from tasks.params import Count, NotNegative, Positive, Section, Seed, Share, Text, load
-from tasks.serving.settings import Serving
+from tasks.serving.settings import Keeping, Serving
 
 Probability = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 
@@ -107,6 +107,7 @@ class Flows(Section):
     line: LineParams
     server: ServerParams
     serve: Serving
+    journal: Keeping
     store: StoreParams
     notify: Text | None  # an Apprise URL, or `$NAME` of the environment: slack://…, mailto://…
     models: dict[str, ModelFlows]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from flows.params import load_flows
 from tasks.errors import MillError
-from tasks.serving.settings import Serving
+from tasks.serving.keys import BadKey, Keys, is_loopback, keys_file
+from tasks.serving.settings import Keeping, Serving
 
 
 class PortTaken(MillError):
@@ -19,19 +20,27 @@ def serve(root: Path, *, port: int | None = None) -> None:
     """Answer for every model in use until Ctrl-C or SIGTERM; what was taken by then is answered."""
     import uvicorn
 
+    from tasks.journal import open_journal
     from tasks.serving.app import create_app
     from tasks.serving.live import Live
     from tasks.serving.logs import log_json
 
-    serving = load_flows(root / "params.yaml").serve
+    flows = load_flows(root / "params.yaml")
+    serving = flows.serve
     if port is not None:
         serving = serving.model_copy(update={"port": port})
+    if not is_loopback(serving.host) and not keys_file(root).exists():
+        raise BadKey(
+            f"flows.serve.host is {serving.host}, which others can reach, and nobody has a key. `mill key add CLIENT` "
+            "makes one; 127.0.0.1 needs none."
+        )
     listener = _listen(serving)
+    journal = open_journal(journal_url(root, flows.journal))
     log_json()
     host, bound = listener.getsockname()[:2]
     print(f"Serving on http://{host}:{bound} (docs below /docs). Ctrl-C stops it.", file=sys.stderr, flush=True)
     config = uvicorn.Config(
-        create_app(Live(root, serving), serving),
+        create_app(Live(root, serving), serving, journal, Keys(root, is_open=is_loopback(serving.host))),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -39,6 +48,15 @@ def serve(root: Path, *, port: int | None = None) -> None:
         timeout_graceful_shutdown=30,
     )
     asyncio.run(uvicorn.Server(config).serve([listener]))
+
+
+def journal_url(root: Path, keeping: Keeping) -> str:
+    """Where the journal is. Raises SourceError where its variable is not set."""
+    if keeping.url is None:
+        return f"sqlite:///{root / '.mill' / 'journal.sqlite'}"
+    from tasks.sources._credentials import from_environment
+
+    return from_environment(keeping.url).url
 
 
 def _listen(serving: Serving) -> socket.socket:

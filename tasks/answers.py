@@ -19,6 +19,10 @@ class Answerer:
 
     def answer(self, rows: pl.DataFrame, batch_size: int) -> pl.DataFrame:
         """For each row of the problem's inputs, in order: the answer, or nulls and a `reason`; and the `version`."""
+        return self.traced(rows, batch_size).drop("inputs", "embedding")
+
+    def traced(self, rows: pl.DataFrame, batch_size: int) -> pl.DataFrame:
+        """The same, with what the journal keeps besides: the tidied `inputs`, and the pooled `embedding`."""
         inputs = self.runtime.problem.inputs
         missing = [pl.when(pl.col(name).is_null()).then(pl.lit(f"{name} is missing")) for name in inputs]
         blank = [
@@ -36,12 +40,19 @@ class Answerer:
             )
         )
         asked = numbered.filter(pl.col("reason").is_null())
-        answers = self.runtime.answer(asked, batch_size) if len(asked) else pl.DataFrame(schema=self.columns)
         return (
-            numbered.select("number", "reason")
-            .join(answers.with_columns(asked["number"]), on="number", how="left", maintain_order="left")
-            .select(*self.columns, "reason", version=pl.lit(self.version))
+            numbered.select("number", "reason", inputs=pl.struct(inputs))
+            .join(self._computed(asked, batch_size), on="number", how="left", maintain_order="left")
+            .select(*self.columns, "reason", "inputs", "embedding", version=pl.lit(self.version))
         )
+
+    def _computed(self, asked: pl.DataFrame, batch_size: int) -> pl.DataFrame:
+        if not len(asked):
+            return pl.DataFrame(schema={"number": asked.schema["number"], **self.columns, "embedding": pl.Null()})
+        outputs = self.runtime.outputs(asked, batch_size)
+        answers = self.runtime.problem.answer(outputs, self.runtime.signature, self.runtime.calibration)
+        embedding = pl.Series("embedding", outputs["pooled_embedding"].astype("float32"))
+        return answers.with_columns(asked["number"], embedding)
 
 
 def open_answerer(release: Release, threads: int | None = None) -> Answerer:

@@ -13,8 +13,10 @@ from typing import Any
 import httpx
 import uvicorn
 
+from tasks.journal import open_journal
 from tasks.release import Release, read_release, seal
 from tasks.serving.app import create_app
+from tasks.serving.keys import Keys
 from tasks.serving.live import Live
 from tasks.serving.settings import Serving
 from tasks.shards import MANIFEST, read_json, sha256_of, write_json
@@ -47,13 +49,13 @@ class Running:
 
 
 @contextmanager
-def running(root: Path, **settings: Any) -> Iterator[Running]:
+def running(root: Path, journal: str | None = None, **settings: Any) -> Iterator[Running]:
     """Serve what `.mill/live.json` below root says."""
     serving = SERVING.model_copy(update=settings)
     live = Live(root, serving)
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(live, serving), host="127.0.0.1", port=0, log_config=None, ws="none")
-    )
+    kept = open_journal(journal or f"sqlite:///{root}/.mill/journal.sqlite")
+    app = create_app(live, serving, kept, Keys(root, is_open=True))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, ws="none"))
     thread = threading.Thread(target=server.run)
     thread.start()
     deadline = time.monotonic() + 30

@@ -189,7 +189,7 @@ def _open(root: Path, model: str, entry: Mapping[str, Any], serving: Serving) ->
         )
 
     batcher = Batcher(
-        lambda rows: answerer.answer(rows, serving.batch_rows),
+        lambda rows: answerer.traced(rows, serving.batch_rows),
         lengths,
         batch_rows=serving.batch_rows,
         wait_seconds=serving.batch_wait_ms / 1000,

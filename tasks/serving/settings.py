@@ -21,3 +21,10 @@ class Serving(Section):
     max_request_mb: Positive
     body_seconds: Positive  # for a caller to send the request
     swap_seconds: Positive  # for a version to answer its golden rows before it takes over
+
+
+class Keeping(Section):
+    """The journal; `flows.journal` of params.yaml."""
+
+    url: Text | None  # SQLAlchemy's, as `$NAME` of the environment; null keeps .mill/journal.sqlite
+    keep_days: Count

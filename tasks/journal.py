@@ -1,0 +1,314 @@
+"""Every prediction that was answered, and every label that came later.
+
+In SQLite (write-ahead log, synced at each commit) or on any server that SQLAlchemy knows. Predictions that wait are
+committed together, and an answer goes out only after its commit: an answered request is in the journal, whatever
+happens next.
+"""
+
+import json
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from tasks.database import JournalError, open_engine, reading, writing
+from tasks.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine, Row
+
+_BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+_TABLES = sa.MetaData()
+
+PREDICTIONS = sa.Table(
+    "predictions",
+    _TABLES,
+    sa.Column("seq", _BIG, primary_key=True),
+    sa.Column("id", sa.String(32)),
+    sa.Column("at_us", sa.BigInteger()),
+    sa.Column("model", sa.String()),
+    sa.Column("version", sa.String()),
+    sa.Column("client", sa.String()),
+    sa.Column("is_shadow", sa.Boolean()),
+    sa.Column("inputs", sa.Text()),
+    sa.Column("answer", sa.Text()),
+    sa.Column("latency_ms", sa.Float()),
+    sa.Column("embedding", sa.LargeBinary()),
+)
+
+FEEDBACK = sa.Table(
+    "feedback",
+    _TABLES,
+    sa.Column("seq", _BIG, primary_key=True),
+    sa.Column("prediction_id", sa.String(32)),
+    sa.Column("at_us", sa.BigInteger()),
+    sa.Column("client", sa.String()),
+    sa.Column("label", sa.Text()),
+)
+
+# One commit for as many predictions as wait, up to this many.
+_GROUP = 500
+
+_ROWS_PER_BATCH = 1_000
+
+# Embeddings are read for drift and not computed with: half of float32 keeps what drift sees.
+_EMBEDDING = np.dtype("<f2")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One row that was answered; `inputs` are redacted already."""
+
+    id: str
+    at_us: int  # microseconds since 1970, UTC
+    model: str
+    version: str
+    client: str | None
+    inputs: Mapping[str, Any]
+    answer: Mapping[str, Any]
+    latency_ms: float
+    embedding: NDArray[np.floating[Any]] | None = None
+    is_shadow: bool = False
+
+    def row(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "at_us": self.at_us,
+            "model": self.model,
+            "version": self.version,
+            "client": self.client,
+            "is_shadow": self.is_shadow,
+            "inputs": json.dumps(self.inputs, ensure_ascii=False),
+            "answer": json.dumps(self.answer, ensure_ascii=False),
+            "latency_ms": self.latency_ms,
+            "embedding": None if self.embedding is None else self.embedding.astype(_EMBEDDING).tobytes(),
+        }
+
+
+@dataclass(frozen=True)
+class Label:
+    """What is known by now of a prediction: values of the problem's columns, by name."""
+
+    prediction_id: str
+    label: Mapping[str, Any]
+
+
+class Journal:
+    """An open journal. Threads may share it."""
+
+    def __init__(self, engine: "Engine", name: str) -> None:
+        self._engine = engine
+        self._name = name  # for messages: never the URL, which may hold a password
+        self._waiting: queue.SimpleQueue[tuple[list[dict[str, Any]], Future[None]] | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
+        self._writer.start()
+
+    def record(self, predictions: Sequence[Prediction]) -> "Future[None]":
+        """Write predictions down. The future ends when they are on the disk, or with JournalError."""
+        written: Future[None] = Future()
+        self._waiting.put(([prediction.row() for prediction in predictions], written))
+        return written
+
+    def close(self) -> None:
+        """Write what waits, and let go of the database."""
+        self._waiting.put(None)
+        self._writer.join()
+        self._engine.dispose()
+
+    def add_labels(self, labels: Sequence[Label], *, model: str, client: str | None) -> int:
+        """Keep labels, all or none, and say how many are new; a label that stands already is not kept twice.
+
+        A later label for the same prediction is the one that counts. Raises JournalError naming the first id that this
+        model has not answered under.
+        """
+        with self._begin() as connection:
+            known = self._known_ids(connection, model, [label.prediction_id for label in labels])
+            for label in labels:
+                if label.prediction_id not in known:
+                    close = did_you_mean(label.prediction_id, sorted(known))
+                    raise JournalError(f"{model} has no prediction {label.prediction_id!r} in the journal.{close}")
+            standing = self._standing_labels(connection, sorted(known))
+            rows = []
+            for label in labels:
+                text = json.dumps(label.label, sort_keys=True, ensure_ascii=False)
+                if standing.get(label.prediction_id) != text:
+                    standing[label.prediction_id] = text
+                    rows.append(
+                        {
+                            "prediction_id": label.prediction_id,
+                            "at_us": time.time_ns() // 1000,
+                            "client": client,
+                            "label": text,
+                        }
+                    )
+            if rows:
+                connection.execute(sa.insert(FEEDBACK), rows)
+            return len(rows)
+
+    def find(self, prediction_id: str) -> dict[str, Any] | None:
+        """One prediction with its newest label, or None."""
+        with reading(self._engine, self._name) as connection:
+            row = connection.execute(sa.select(PREDICTIONS).where(PREDICTIONS.c.id == prediction_id)).one_or_none()
+            if row is None:
+                return None
+            label = self._standing_labels(connection, [prediction_id]).get(prediction_id)
+            return {**_read(row), "label": None if label is None else json.loads(label)}
+
+    def window(
+        self,
+        model: str,
+        *,
+        last: int | None = None,
+        after: int = 0,
+        version: str | None = None,
+        is_shadow: bool = False,
+    ) -> pl.DataFrame:
+        """A model's predictions in the order in which they came: all after a `seq`, or only the `last` of them.
+
+        Columns: seq, id, at_us, version, client, latency_ms, inputs and answer and label (JSON; label null where none
+        has come), embedding (a list of floats, or null).
+        """
+        newest = sa.select(sa.func.max(FEEDBACK.c.seq)).group_by(FEEDBACK.c.prediction_id).scalar_subquery()
+        current = sa.select(FEEDBACK.c.prediction_id, FEEDBACK.c.label).where(FEEDBACK.c.seq.in_(newest)).subquery()
+        chosen = (
+            sa.select(PREDICTIONS, current.c.label)
+            .outerjoin(current, current.c.prediction_id == PREDICTIONS.c.id)
+            .where(PREDICTIONS.c.model == model, PREDICTIONS.c.is_shadow == is_shadow, PREDICTIONS.c.seq > after)
+            .order_by(PREDICTIONS.c.seq.desc())
+        )
+        if version is not None:
+            chosen = chosen.where(PREDICTIONS.c.version == version)
+        if last is not None:
+            chosen = chosen.limit(last)
+        with reading(self._engine, self._name) as connection:
+            rows = [_frame_row(row) for row in connection.execute(chosen)]
+        return pl.DataFrame(rows[::-1], schema=_WINDOW, orient="row")
+
+    def count(self, model: str, *, after: int = 0) -> int:
+        """How many predictions a model has answered since a `seq`."""
+        counted = sa.select(sa.func.count()).where(
+            PREDICTIONS.c.model == model, PREDICTIONS.c.seq > after, ~PREDICTIONS.c.is_shadow
+        )
+        with reading(self._engine, self._name) as connection:
+            return int(connection.execute(counted).scalar_one())
+
+    def purge(self, before_us: int) -> int:
+        """Forget the predictions from before that time, with their labels; how many they were."""
+        old = sa.select(PREDICTIONS.c.id).where(PREDICTIONS.c.at_us < before_us)
+        with self._begin() as connection:
+            connection.execute(sa.delete(FEEDBACK).where(FEEDBACK.c.prediction_id.in_(old)))
+            return int(connection.execute(sa.delete(PREDICTIONS).where(PREDICTIONS.c.at_us < before_us)).rowcount)
+
+    def backup(self, path: Path) -> int:
+        """Copy the journal as it stands at one moment into a new SQLite file; how many predictions it holds.
+
+        The copy is a journal by itself, whatever database this one is in.
+        """
+        if path.exists():
+            raise JournalError(f"{path} exists already. Name a new file; a backup is never written over.")
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            copy = open_journal(f"sqlite:///{unfinished}")
+            try:
+                with reading(self._engine, self._name) as source, copy._begin() as target:
+                    for table in (PREDICTIONS, FEEDBACK):
+                        for batch in source.execute(sa.select(table).order_by(table.c.seq)).partitions(_ROWS_PER_BATCH):
+                            target.execute(sa.insert(table), [dict(row._mapping) for row in batch])
+                    number = int(target.execute(sa.select(sa.func.count()).select_from(PREDICTIONS)).scalar_one())
+            finally:
+                copy.close()
+            unfinished.replace(path)
+        finally:
+            for leftover in unfinished.parent.glob(f"{unfinished.name}*"):
+                leftover.unlink(missing_ok=True)
+        return number
+
+    def _write(self) -> None:
+        ended = False
+        while not ended:
+            group = [self._waiting.get()]
+            while len(group) < _GROUP and not self._waiting.empty():
+                group.append(self._waiting.get())
+            ended = None in group
+            entries = [entry for entry in group if entry is not None]
+            rows = [row for rows, _ in entries for row in rows]
+            try:
+                if rows:
+                    with self._begin() as connection:
+                        connection.execute(sa.insert(PREDICTIONS), rows)
+            except JournalError as error:
+                for _, written in entries:
+                    written.set_exception(error)
+            else:
+                for _, written in entries:
+                    written.set_result(None)
+
+    @contextmanager
+    def _begin(self) -> "Iterator[Connection]":
+        with writing(self._engine, self._name) as connection:
+            yield connection
+
+    @staticmethod
+    def _known_ids(connection: "Connection", model: str, ids: Sequence[str]) -> set[str]:
+        known: set[str] = set()
+        for start in range(0, len(ids), _ROWS_PER_BATCH):
+            some = ids[start : start + _ROWS_PER_BATCH]
+            found = sa.select(PREDICTIONS.c.id).where(PREDICTIONS.c.model == model, PREDICTIONS.c.id.in_(some))
+            known.update(connection.execute(found).scalars())
+        return known
+
+    @staticmethod
+    def _standing_labels(connection: "Connection", ids: Sequence[str]) -> dict[str, str]:
+        standing: dict[str, str] = {}
+        for start in range(0, len(ids), _ROWS_PER_BATCH):
+            some = ids[start : start + _ROWS_PER_BATCH]
+            rows = sa.select(FEEDBACK.c.prediction_id, FEEDBACK.c.label).where(FEEDBACK.c.prediction_id.in_(some))
+            standing.update((row.prediction_id, row.label) for row in connection.execute(rows.order_by(FEEDBACK.c.seq)))
+        return standing
+
+
+def open_journal(url: str) -> Journal:
+    """Open the journal at an SQLAlchemy URL, and bring its schema up to date. Raises JournalError."""
+    engine, name = open_engine(url)
+    return Journal(engine, name)
+
+
+_WINDOW = {
+    "seq": pl.Int64(),
+    "id": pl.String(),
+    "at_us": pl.Int64(),
+    "version": pl.String(),
+    "client": pl.String(),
+    "latency_ms": pl.Float64(),
+    "inputs": pl.String(),
+    "answer": pl.String(),
+    "label": pl.String(),
+    "embedding": pl.List(pl.Float32()),
+}
+
+
+def _frame_row(row: "Row[Any]") -> tuple[Any, ...]:
+    embedding = None if row.embedding is None else np.frombuffer(row.embedding, _EMBEDDING).astype(np.float32).tolist()
+    return (
+        row.seq, row.id, row.at_us, row.version, row.client, row.latency_ms, row.inputs, row.answer, row.label,
+        embedding,
+    )  # fmt: skip
+
+
+def _read(row: "Row[Any]") -> dict[str, Any]:
+    return {
+        **{name: value for name, value in row._mapping.items() if name != "embedding"},
+        "inputs": json.loads(row.inputs),
+        "answer": json.loads(row.answer),
+    }

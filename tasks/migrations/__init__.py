@@ -1,0 +1,1 @@
+"""The journal's schema and its changes, applied by Alembic when a journal is opened."""

@@ -1,0 +1,29 @@
+"""Whether the server is well: for people, probes and Prometheus."""
+
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from tasks.serving.replies import Json, errors
+from tasks.serving.service import Service
+
+
+def add_routes(app: FastAPI, service: Service) -> None:
+    """/healthz, /readyz, /metrics."""
+    live = service.live
+
+    @app.get("/healthz", summary="Whether the process answers", response_class=Json)
+    async def healthz() -> Response:
+        return Json({"status": "ok"})
+
+    @app.get("/readyz", summary="Whether every model is in use", response_class=Json, responses=errors(503))
+    async def readyz() -> Response:
+        failures = live.failures
+        if failures or not live.models:
+            sentence = " ".join(failures.values()) or "No model is in use yet. Run `mill run`."
+            return Json({"error": sentence, "models": live.models}, status_code=503)
+        return Json({"status": "ok", "models": live.models})
+
+    @app.get("/metrics", summary="Figures for Prometheus")
+    async def prometheus(request: Request) -> Response:
+        service.admit(request, "admin")
+        return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

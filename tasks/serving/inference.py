@@ -1,0 +1,91 @@
+"""The Open Inference Protocol's routes."""
+
+import time
+
+import polars as pl
+from fastapi import FastAPI, Request, Response
+
+from tasks.serving import open_inference
+from tasks.serving.live import Served, UnknownModel
+from tasks.serving.replies import Json, body, errors
+from tasks.serving.requests import BadRequest
+from tasks.serving.service import Service
+
+_TENSORS = {"type": "object", "required": ["inputs"], "properties": {"inputs": {"type": "array"}}}
+
+
+def add_routes(app: FastAPI, service: Service) -> None:
+    """/v2 and what is below it."""
+    live, serving = service.live, service.serving
+
+    def versioned(name: str, version: str | None) -> Served:
+        served = live.get(name)
+        if version is not None and version != served.version:
+            raise UnknownModel(f"{name} {version} is not in use; {served.version} is.")
+        return served
+
+    @app.get("/v2", summary="The server", response_class=Json)
+    async def server() -> Response:
+        return Json({"name": "modelmill", "version": app.version, "extensions": ["binary_tensor_data"]})
+
+    @app.get("/v2/health/live", summary="Whether the process answers", response_class=Json)
+    async def health_live() -> Response:
+        return Json({"live": True})
+
+    @app.get("/v2/health/ready", summary="Whether every model is in use", response_class=Json, responses=errors(503))
+    async def health_ready() -> Response:
+        ready = bool(live.models) and not live.failures
+        return Json({"ready": ready}, status_code=200 if ready else 503)
+
+    @app.get("/v2/models/{name}/ready", summary="Whether a model is in use", response_class=Json)
+    @app.get("/v2/models/{name}/versions/{version}/ready", summary="Whether a version is in use", response_class=Json)
+    async def ready(name: str, request: Request, version: str | None = None) -> Response:
+        service.admit(request, "predict")
+        return Json({"name": name, "ready": True, "version": versioned(name, version).version})
+
+    @app.get("/v2/models/{name}", summary="A model's inputs and outputs", response_class=Json)
+    @app.get("/v2/models/{name}/versions/{version}", summary="A version's inputs and outputs", response_class=Json)
+    async def metadata(name: str, request: Request, version: str | None = None) -> Response:
+        service.admit(request, "predict")
+        served = versioned(name, version)
+        inputs = {column: served.problem.columns[column] for column in served.problem.inputs}
+        return Json(
+            {
+                "name": name,
+                "versions": [served.version],
+                "platform": "onnxruntime",
+                "inputs": open_inference.tensors_of(inputs),
+                "outputs": open_inference.tensors_of({"id": pl.String(), **served.answerer.columns}),
+            }
+        )
+
+    @app.post(
+        "/v2/models/{name}/infer",
+        summary="Answer tensors",
+        response_class=Json,
+        responses=errors(400, 408, 413, 503),
+        openapi_extra=body(_TENSORS),
+    )
+    @app.post(
+        "/v2/models/{name}/versions/{version}/infer",
+        summary="Answer tensors by this version",
+        response_class=Json,
+        responses=errors(400, 408, 413, 503),
+        openapi_extra=body(_TENSORS),
+    )
+    async def infer(name: str, request: Request, version: str | None = None) -> Response:
+        started = time.perf_counter()
+        client = service.admit(request, "predict")
+        problem = versioned(name, version).problem
+        header = request.headers.get(open_inference.HEADER_LENGTH)
+        asked = open_inference.read_inference(await request.body(), header, problem, serving.max_rows)
+        answered = await service.answer(name, asked.rows, client, started)
+        for number, reason in enumerate(answered.answers["reason"]):
+            if reason:
+                raise BadRequest(f"Row {number}: there is no answer: {reason}.")
+        columns = answered.answers.select("id", *answered.served.answerer.columns)
+        content, length = open_inference.write_inference(columns, asked, model=name, version=answered.served.version)
+        if length is None:
+            return Response(content, media_type="application/json")
+        headers = {"Inference-Header-Content-Length": str(length)}
+        return Response(content, media_type="application/octet-stream", headers=headers)

@@ -1,0 +1,117 @@
+"""The plain routes: ask a model, and say later what would have been right."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+
+from tasks.database import JournalError
+from tasks.errors import did_you_mean
+from tasks.journal import Label
+from tasks.problems import Problem
+from tasks.release import CARD
+from tasks.serving.live import Served
+from tasks.serving.replies import Json, body, errors
+from tasks.serving.requests import BadRequest, parse_json, rows_of
+from tasks.serving.service import Service
+
+_ONE_OR_MORE = {"oneOf": [{"type": "object"}, {"type": "array", "items": {"type": "object"}, "minItems": 1}]}
+
+
+def add_routes(app: FastAPI, service: Service) -> None:
+    """/models and what is below it."""
+    live, serving = service.live, service.serving
+
+    @app.get("/models", summary="The models in use", response_class=Json)
+    async def models(request: Request) -> Response:
+        service.admit(request, "predict")
+        return Json([_summary(served) for served in live.served])
+
+    @app.get("/models/{name}", summary="A model's version, metrics and card", response_class=Json)
+    async def model(name: str, request: Request) -> Response:
+        service.admit(request, "predict")
+        served = live.get(name)
+        card = (served.release.folder / CARD).read_text(encoding="utf-8")
+        return Json({**_summary(served), "metrics": served.release.manifest["metrics"], "card": card})
+
+    @app.post(
+        "/models/{name}/predict",
+        summary="Answer one input, or a list of them",
+        response_class=Json,
+        responses=errors(400, 408, 413, 503),
+        openapi_extra=body(_ONE_OR_MORE),
+    )
+    async def predict(name: str, request: Request) -> Response:
+        started = time.perf_counter()
+        client = service.admit(request, "predict")
+        problem = live.get(name).problem
+        rows, is_alone = rows_of(parse_json(await request.body()), problem, serving.max_rows)
+        answered = await service.answer(name, rows, client, started)
+        every = {"model": name, "latency_ms": answered.latency_ms}
+        listed = [{**answer, **every} for answer in answered.answers.to_dicts()]
+        if not is_alone:
+            return Json(listed)
+        if listed[0]["reason"]:
+            raise BadRequest(f"There is no answer: {listed[0]['reason']}.")
+        return Json(listed[0])
+
+    @app.post(
+        "/models/{name}/feedback",
+        summary="Say what the right answer to a prediction is, by its id",
+        response_class=Json,
+        responses=errors(400, 408, 413, 503),
+        openapi_extra=body(_ONE_OR_MORE),
+    )
+    async def feedback(name: str, request: Request) -> Response:
+        client = service.admit(request, "feedback")
+        content = parse_json(await request.body())
+        labels = labels_of([content] if isinstance(content, dict) else content, live.get(name).problem)
+        try:
+            new = await asyncio.to_thread(
+                service.journal.add_labels, labels, model=name, client=None if client is None else client.name
+            )
+        except JournalError as error:
+            if "has no prediction" in str(error):
+                raise BadRequest(str(error), 404) from None
+            raise
+        return Json({"received": len(labels), "new": new})
+
+
+def targets_of(problem: Problem) -> list[str]:
+    """The columns that a label has: what the problem learns from and a request does not carry."""
+    return [name for name in problem.columns if name not in problem.inputs]
+
+
+def labels_of(content: Any, problem: Problem) -> list[Label]:
+    """Labels from JSON: objects of `id` and the problem's target columns. Raises BadRequest."""
+    if not isinstance(content, list) or not content:
+        raise BadRequest(f"Expected an object with id, {', '.join(targets_of(problem))}, or a list of such objects.")
+    return [_label(row, f"Row {number}", problem) for number, row in enumerate(content)]
+
+
+def _label(row: Any, where: str, problem: Problem) -> Label:
+    names = targets_of(problem)
+    if not isinstance(row, Mapping):
+        raise BadRequest(f"{where}: expected an object with id, {', '.join(names)}.")
+    for name in row:
+        if name != "id" and name not in names:
+            raise BadRequest(f"{where}: {name!r} is not asked for.{did_you_mean(str(name), ['id', *names])}")
+    for name in ("id", *names):
+        if row.get(name) is None:
+            raise BadRequest(f"{where}: {name} is missing.")
+    if not isinstance(row["id"], str):
+        raise BadRequest(f"{where}: id has to be a string.")
+    return Label(row["id"], {name: row[name] for name in names})
+
+
+def _summary(served: Served) -> dict[str, Any]:
+    known = {name: served.entry[name] for name in ("number", "tag") if name in served.entry}
+    return {
+        "model": served.model,
+        "version": served.version,
+        "problem": served.problem.name,
+        "signature": served.answerer.runtime.signature,
+        **known,
+    }

@@ -1,0 +1,29 @@
+"""How answers are written: JSON by orjson, and errors of one shape."""
+
+from typing import Any
+
+import orjson
+from fastapi import Response
+
+
+class Json(Response):
+    """orjson writes lists of numbers many times faster than json does, and refuses NaN."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return orjson.dumps(content)
+
+
+_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's description of what a route answers when something is wrong."""
+    content = {"application/json": {"schema": _ERROR}}
+    return {status: {"description": "What is wrong, in a sentence.", "content": content} for status in statuses}
+
+
+def body(schema: dict[str, Any]) -> dict[str, Any]:
+    """OpenAPI's description of a JSON body that the route takes apart itself."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
