@@ -12,6 +12,11 @@ from tasks.errors import MillError
 REFUSED_CODE = 3
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A key of `models` in params.yaml.", show_default=False)]
+VersionName = Annotated[
+    str,
+    typer.Argument(metavar="VERSION", help="reviews@v1.4.0, or a model's name for its champion.", show_default=False),
+]
+Why = Annotated[str, typer.Option("--why", help="The reason, kept in the tag.", show_default=False)]
 
 
 class _Explained(TyperGroup):
@@ -68,6 +73,13 @@ def run(
     models: Annotated[
         list[str] | None, typer.Argument(metavar="MODEL", help="Which models; all of params.yaml without.")
     ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="Stages at the same time; flows.line.jobs without.")
+    ] = None,
+    force: Annotated[
+        list[str] | None,
+        typer.Option("--force", metavar="STAGE", help="Run this stage though it is up to date: train, train@reviews."),
+    ] = None,
 ) -> None:
     """Bring models up to date: run what is stale of their lines, and put accepted releases in use.
 
@@ -75,7 +87,7 @@ def run(
     """
     from flows.run import run as run_lines
 
-    raise typer.Exit(run_lines(models or []))
+    raise typer.Exit(run_lines(models or [], jobs=jobs, force=force or []))
 
 
 @app.command()
@@ -132,6 +144,179 @@ def admit(
     from flows.admit import admit as admit_rows
 
     print(admit_rows(model, mended))
+
+
+@app.command()
+def retrain(
+    model: Model,
+    force: Annotated[bool, typer.Option("--force", help="Also where nothing is new.")] = False,
+    why: Why = "",
+) -> None:
+    """Pull, run the line in a worktree of `live`, gate, and promote what is better. Your working tree is not touched.
+
+    Exits with 3 where the challenger was refused or kept out, 1 where something failed or a person has to decide.
+    """
+    from flows.retrain import retrain as retrain_model
+
+    raise typer.Exit(retrain_model(Path(), model, force=force, why=why).exit_code)
+
+
+@app.command()
+def sync() -> None:
+    """Bring the branch `live`, where scheduled runs land, into the branch you are on."""
+    from flows.sync import sync as sync_live
+
+    print(sync_live(Path()))
+
+
+@app.command()
+def versions(model: Annotated[str | None, typer.Argument(metavar="MODEL", help="All models without.")] = None) -> None:
+    """List the versions of a model: when, its metric with interval, whether it is or was the champion, and why."""
+    from flows.versions import print_versions
+
+    print_versions(Path(), model)
+
+
+@app.command()
+def show(version: VersionName) -> None:
+    """Show where a version comes from: commit, parameters, data, packages, metrics, the gate's decision."""
+    from flows.versions import print_version
+
+    print_version(Path(), version)
+
+
+@app.command()
+def promote(
+    version: VersionName,
+    why: Why,
+    force: Annotated[
+        bool, typer.Option("--force", help="Whatever the gate says; recorded together with the reason.")
+    ] = False,
+) -> None:
+    """Put a version in use as the champion."""
+    from flows.registry import promote_by_name
+
+    print(promote_by_name(Path(), version, why=why, force=force))
+
+
+@app.command()
+def rollback(
+    model: Model,
+    version: Annotated[str | None, typer.Argument(metavar="VERSION", help="The champion before without.")] = None,
+    why: Why = "",
+) -> None:
+    """Put the champion before this one, or VERSION, back in use."""
+    from flows.registry import rollback as roll_back
+
+    print(roll_back(Path(), model, version, why=why))
+
+
+@app.command()
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Free the version store and DVC's cache of what no tag in use, no kept version and no branch needs."""
+    from flows.retention import gc as collect_garbage
+
+    print(collect_garbage(Path(), dry_run=dry_run))
+
+
+@app.command()
+def verify(
+    version: VersionName,
+    here: Annotated[
+        bool, typer.Option("--here", help="In this environment, where its packages are the lock's.")
+    ] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the folder in which it ran.")] = False,
+) -> None:
+    """Make a version again from its commit, lock and raw data alone, and certify what came out the same.
+
+    Exits with 0 only where every stage agrees.
+    """
+    from flows.verify import verify as certify
+
+    raise typer.Exit(certify(Path(), version, here=here, keep=keep))
+
+
+@app.command()
+def up(
+    detach: Annotated[bool, typer.Option("--detach", help="Come back at once; `mill down` stops it.")] = False,
+) -> None:
+    """Start Prefect's server and dashboard, and run every model's schedule of params.yaml until Ctrl-C."""
+    from flows.up import up as start
+
+    raise typer.Exit(start(Path(), detach=detach))
+
+
+@app.command()
+def down() -> None:
+    """Stop all that `mill up` started."""
+    from flows.up import down as stop
+
+    raise typer.Exit(stop(Path()))
+
+
+@app.command()
+def status() -> None:
+    """Say for each model: champion, last run and its verdict, next run, what needs a person."""
+    from flows.status import status as say_status
+
+    raise typer.Exit(say_status(Path()))
+
+
+@app.command()
+def serve(
+    port: Annotated[int | None, typer.Option("--port", help="Instead of flows.serve.port.", show_default=False)] = None,
+) -> None:
+    """Serve every model in use over HTTP, until Ctrl-C."""
+    from flows.serve import serve as serve_models
+
+    serve_models(Path(), port=port)
+
+
+@app.command()
+def feedback(
+    model: Model,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV, JSON lines or Parquet with id and label.")],
+) -> None:
+    """Keep labels that came after the predictions, by the predictions' ids."""
+    from flows.feedback import add_feedback
+
+    print(add_feedback(Path(), model, file))
+
+
+@app.command()
+def backup(file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")]) -> None:
+    """Copy the journal of predictions as it stands at this moment, while the server runs."""
+    from flows.feedback import back_up
+
+    print(back_up(Path(), file))
+
+
+key = typer.Typer(help="Who may ask the server for what.", no_args_is_help=True)
+app.add_typer(key, name="key")
+
+
+@key.command("add")
+def add_key(
+    client: Annotated[str, typer.Argument(metavar="CLIENT", help="A name for whoever asks.")],
+    scope: Annotated[list[str] | None, typer.Option("--scope", help="predict, feedback or admin.")] = None,
+    requests_a_minute: Annotated[
+        int | None, typer.Option("--rate", min=1, help="Requests a minute; no limit without.", show_default=False)
+    ] = None,
+) -> None:
+    """Make a key and print it, this once. The first key closes the server to those who have none."""
+    from tasks.serving.keys import add_key as make_key
+
+    print(make_key(Path(), client, scope or ["predict"], requests_a_minute))
+
+
+@key.command("revoke")
+def revoke_key(client: Annotated[str, typer.Argument(metavar="CLIENT")]) -> None:
+    """Take a key back, at once."""
+    from tasks.serving.keys import revoke_key as take_back
+
+    take_back(Path(), client)
 
 
 @app.command()

@@ -1,23 +1,29 @@
 """Retraining on real Git, DVC, Prefect and registry; the line of the toy project is one cheap stage."""
 
+import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows import registry
-from flows.git import LIVE, git, tip
+import flows.retrain as flow
+from flows import landing, registry
+from flows.git import LIVE, GitError, git, tip
 from flows.retrain import retrain
-from tasks.release import MANIFEST, seal
+from flows.worktree import Busy
+from tasks.release import MANIFEST, read_release, seal
 from tasks.shards import read_json, write_json, write_text
 from tests.conftest import REPOSITORY, Line, tiny_params
 from tests.test_worktree import dvc, fingerprint
@@ -192,3 +198,287 @@ def test_the_first_version_lands_on_live_with_tag_decision_and_reports(repositor
     assert len(git(repository, "worktree", "list").splitlines()) == 1
     assert list((repository / ".mill/retrain/reports/films").glob("*/gate.html"))
     assert "modified" not in dvc(repository, "status", "-q")
+
+
+def test_the_same_inputs_again_are_nothing_to_learn_and_run_no_line(repository, gate, capfd):
+    retrain(repository, "films")
+    refs = git(repository, "for-each-ref")
+    capfd.readouterr()
+    started = time.monotonic()
+    result = retrain(repository, "films", why="schedule")
+    assert time.monotonic() - started < 15
+    assert (result.verdict, result.exit_code) == ("nothing", 0)
+    assert "nothing to learn" in result.sentence
+    assert "making release" not in capfd.readouterr().out
+    assert git(repository, "for-each-ref") == refs
+    assert gate.uses == 1
+
+
+def test_what_is_new_is_learned_and_comes_on_top_of_live(repository, gate):
+    first = retrain(repository, "films")
+    arrive(repository, "films", 2)
+    second = retrain(repository, "films", why="drift")
+    assert (second.verdict, second.version) == ("promoted", "films@v1.1.0")
+    assert champion(repository) == "films@v1.1.0"
+    assert git(repository, "rev-parse", f"{LIVE}~1") == first.commit
+    assert registry.decisions(repository, "films")[-1]["champion"] == "films@v1.0.0"
+    assert retrain(repository, "films").verdict == "nothing"
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("keep", 3), ("ask", 1)])
+def test_a_challenger_that_is_not_promoted_leaves_live_and_is_decided_on_once(repository, gate, verdict, code):
+    retrain(repository, "films")
+    live = tip(repository, LIVE)
+    arrive(repository, "films", 2)
+    gate.verdict = verdict
+    result = retrain(repository, "films")
+    assert (result.verdict, result.exit_code) == ({"keep": "kept", "ask": "ask"}[verdict], code)
+    assert "films@v1.0.0 stays the champion" in result.sentence
+    assert tip(repository, LIVE) == live
+    assert champion(repository) == "films@v1.0.0"
+    decision = registry.decisions(repository, "films")[-1]
+    assert (decision["verdict"], decision["commit"]) == (verdict, result.commit)
+    assert decision["commit"] != live
+    assert json.loads(git(repository, "show", f"{result.commit}:reports/films/gate.json"))["verdict"] == verdict
+    assert retrain(repository, "films").verdict == "nothing"
+    assert gate.uses == 2
+
+
+def test_with_force_the_same_inputs_are_decided_on_again(repository, gate):
+    retrain(repository, "films")
+    arrive(repository, "films", 2)
+    gate.verdict = "keep"
+    retrain(repository, "films")
+    gate.verdict = "promote"
+    assert retrain(repository, "films", force=True, why="a second look").verdict == "promoted"
+    assert registry.decisions(repository, "films")[-1]["forced"] is True
+
+
+def test_a_release_below_its_floors_is_refused_and_uses_no_test_set(repository, gate):
+    retrain(repository, "films")
+    for number in (2, 3):
+        arrive(repository, "films", number)
+    result = retrain(repository, "films")
+    assert (result.verdict, result.exit_code) == ("refused", 3)
+    assert "below its floor" in result.sentence
+    assert gate.uses == 1
+    assert registry.decisions(repository, "films")[-1]["alpha_spent"] == 0
+    assert champion(repository) == "films@v1.0.0"
+    assert retrain(repository, "films").verdict == "nothing"
+
+
+def test_a_line_that_fails_leaves_no_trace_and_is_tried_again(repository, gate):
+    retrain(repository, "films")
+    for number in (2, 3, 4):
+        arrive(repository, "films", number)
+    refs = git(repository, "for-each-ref")
+    for _ in range(2):
+        result = retrain(repository, "films")
+        assert (result.verdict, result.exit_code) == ("failed", 1)
+        assert "no such release" in result.sentence
+    assert git(repository, "for-each-ref") == refs
+    assert len(git(repository, "worktree", "list").splitlines()) == 1
+
+
+def test_a_source_that_cannot_be_looked_at_is_said(repository, gate):
+    shutil.rmtree(repository / "incoming")
+    result = retrain(repository, "films")
+    assert result.verdict == "failed"
+    assert "could not be looked at" in result.sentence
+    assert "incoming/films" in result.sentence
+    assert branches(repository) == ["main"]
+
+
+def test_the_worktree_runs_what_is_committed_on_main_and_not_what_is_being_written(repository, gate):
+    retrain(repository, "films")
+    committed = (repository / "make.py").read_text()
+    write_text(repository / "make.py", committed + "\n# committed\n")
+    git(repository, "commit", "-qam", "code")
+    write_text(repository / "make.py", "half an idea")
+    arrive(repository, "films", 2)
+    result = retrain(repository, "films")
+    assert result.verdict == "promoted"
+    assert git(repository, "show", f"{LIVE}:make.py").endswith("# committed")
+    parents = git(repository, "rev-list", "--parents", "-1", f"{LIVE}~1").split()[1:]
+    assert parents[1] == tip(repository, "main")
+
+
+def test_parameters_changed_on_both_branches_ask_for_a_person_and_promote_nothing(repository, gate):
+    retrain(repository, "films")
+    write_text(repository / "make.py", "main's")
+    git(repository, "commit", "-qam", "main's")
+    git(repository, "switch", "-q", LIVE)
+    write_text(repository / "make.py", "live's")
+    git(repository, "commit", "-qam", "live's")
+    git(repository, "switch", "-q", "main")
+    arrive(repository, "films", 2)
+    refs = git(repository, "for-each-ref")
+    result = retrain(repository, "films")
+    assert (result.verdict, result.exit_code) == ("ask", 1)
+    assert "make.py" in result.sentence
+    assert "git merge --no-commit live" in result.sentence
+    assert git(repository, "for-each-ref") == refs
+    assert gate.uses == 1
+
+
+def test_two_models_that_retrain_at_once_both_land(repository, gate, monkeypatch):
+    both = threading.Barrier(2)
+    record = flow.record_decision
+
+    def meet(*arguments: Any) -> str:
+        found = record(*arguments)
+        both.wait(60)
+        return found
+
+    monkeypatch.setattr(flow, "record_decision", meet)
+    with ThreadPoolExecutor(2) as pool:
+        films, books = pool.map(lambda model: retrain(repository, model), ["films", "books"])
+    assert (films.verdict, books.verdict) == ("promoted", "promoted")
+    for result in (films, books):
+        git(repository, "merge-base", "--is-ancestor", result.commit, LIVE)
+    lock = git(repository, "show", f"{LIVE}:dvc.lock")
+    assert "deploy@films" in lock
+    assert "deploy@books" in lock
+    assert retrain(repository, "films").verdict == retrain(repository, "books").verdict == "nothing"
+
+
+class Killed(BaseException):
+    """Stands for the end of the process at this line."""
+
+
+def killed(*_: Any, **__: Any) -> None:
+    raise Killed
+
+
+BOUNDARIES = [
+    (flow, "_commit", "before"),
+    (flow, "_commit", "after"),
+    (flow, "record_decision", "after"),
+    (landing, "put_on_live", "after"),
+    (landing, "register", "after"),
+    (landing, "promote", "after"),
+    (flow, "publish", "before"),
+]
+
+
+@pytest.mark.parametrize(
+    ("module", "step", "when"), BOUNDARIES, ids=[f"{when} {step.strip('_')}" for _, step, when in BOUNDARIES]
+)
+def test_killed_at_any_step_and_started_again_it_promotes_once(repository, gate, monkeypatch, module, step, when):
+    real = getattr(module, step)
+
+    def ends(*arguments: Any, **named: Any) -> None:
+        if step == "publish" and len(arguments) == 1:
+            return real(*arguments)  # the one at the start
+        if when == "after":
+            real(*arguments, **named)
+        raise Killed
+
+    monkeypatch.setattr(module, step, ends)
+    with pytest.raises(Killed):
+        retrain(repository, "films", why="schedule")
+    monkeypatch.setattr(module, step, real)
+    result = retrain(repository, "films", why="schedule")
+    assert result.verdict in ("promoted", "nothing")
+    assert champion(repository) == "films@v1.0.0"
+    tags = git(repository, "tag", "--list").splitlines()
+    assert sorted(tags) == ["decision/films/1", "films#champion#1", "films@v1.0.0"]
+    assert git(repository, "rev-list", "--count", f"main..{LIVE}") == "1"
+    assert len([name for name in branches(repository) if name.startswith("retrain/")]) == 1
+    assert retrain(repository, "films").verdict == "nothing"
+
+
+def test_a_run_killed_in_its_line_is_cleared_away_and_repeated(repository, gate, prefect_api):
+    make = (repository / "make.py").read_text()
+    slow = "import time, os\nopen('BESIDE', 'w').write(str(os.getpid()))\ntime.sleep(60)\n".replace(
+        "BESIDE", str(repository / ".mill/running")
+    )
+    write_text(repository / "make.py", slow + make)
+    git(repository, "commit", "-qam", "slow")
+    code = f"from pathlib import Path; from flows.retrain import retrain; retrain(Path({str(repository)!r}), 'films')"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY)
+    running = repository / ".mill/running"
+    until = time.monotonic() + 60
+    while not (running.exists() and running.read_text()):
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    with pytest.raises(Busy, match=f"since .* by process {process.pid}"):
+        retrain(repository, "films")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    write_text(repository / "make.py", make)
+    git(repository, "commit", "-qam", "quick again")
+    result = retrain(repository, "films")
+    assert result.verdict == "promoted"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(running.read_text()), 0)  # the stage of the killed run has ended too
+    assert len(git(repository, "worktree", "list").splitlines()) == 1
+    assert len(branches(repository)) == 3
+
+
+def test_a_decision_that_was_cut_short_is_left_where_somebody_has_promoted_since(toy, repository, gate, monkeypatch):
+    retrain(repository, "films")
+    arrive(repository, "films", 2)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(landing, "put_on_live", killed)
+        retrain(repository, "films")
+    live = tip(repository, LIVE)
+    own = git(repository, "commit-tree", f"{LIVE}^{{tree}}", "-p", LIVE, stdin="by hand")
+    release = read_release(toy.parent / "releases/1")
+    registry.promote(repository, registry.register(repository, "films", own, release=release, why="mine"), why="mine")
+    retrain(repository, "films")
+    assert champion(repository) == "films@v1.1.0"
+    assert registry.champion(repository, "films").commit == own
+    assert tip(repository, LIVE) == live
+
+
+def test_a_champion_that_changes_during_the_run_makes_the_decision_void(repository, gate, monkeypatch):
+    retrain(repository, "films")
+    arrive(repository, "films", 2)
+    versions = iter([registry.champion(repository, "films")] * 3 + [None] * 9)
+    monkeypatch.setattr(flow, "champion", lambda *_: next(versions))
+    result = retrain(repository, "films")
+    assert (result.verdict, result.exit_code) == ("failed", 1)
+    assert len(registry.decisions(repository, "films")) == 1
+
+
+def test_offline_it_is_said_and_the_next_retrain_sends_it(repository, gate, tmp_path, capfd):
+    git(repository, "remote", "add", "origin", str(tmp_path / "bare.git"))
+    assert retrain(repository, "films").verdict == "promoted"
+    assert "Not pushed: the Git remote origin cannot be reached" in capfd.readouterr().err
+    git(tmp_path, "init", "-q", "--bare", "bare.git")
+    assert retrain(repository, "films").verdict == "nothing"
+    assert "Pushed to the Git remote origin." in capfd.readouterr().out
+    found = git(tmp_path / "bare.git", "for-each-ref", "--format=%(refname)").splitlines()
+    assert {"refs/heads/live", "refs/tags/films@v1.0.0", "refs/tags/decision/films/1"} <= set(found)
+
+
+def test_live_in_somebodys_hands_is_refused_and_all_stays_as_it_was(repository, gate, tmp_path):
+    git(repository, "worktree", "add", "-q", "-b", LIVE, str(tmp_path / "mine"))
+    before = fingerprint(repository)
+    with pytest.raises(GitError, match=r"git -C .*mine switch main"):
+        retrain(repository, "films")
+    assert fingerprint(repository) == before
+
+
+def test_an_unknown_model_is_named(repository, gate):
+    result = retrain(repository, "flims")
+    assert result.verdict == "failed"
+    assert "films" in result.sentence
+
+
+def test_the_flow_run_bears_the_models_name_and_the_verdict(repository, gate):
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    retrain(repository, "films")
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=["retrain-films"])),
+            sort=FlowRunSort.START_TIME_DESC,
+        )
+    assert runs[0].state is not None
+    assert (runs[0].state.name, runs[0].state.type.value) == ("Promoted", "COMPLETED")
+    assert "films@v1.0.0 is the champion now" in str(runs[0].state.message)
