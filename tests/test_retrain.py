@@ -4,13 +4,10 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +25,7 @@ from tasks.shards import read_json, write_json, write_text
 from tests.conftest import REPOSITORY, Line, tiny_params
 from tests.test_worktree import dvc, fingerprint
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.usefixtures("served")]
 
 # As many files as are pinned, that release; the fourth pin is the one that fails.
 MAKE = """
@@ -57,42 +54,6 @@ STAGES = """stages:
         - models/${key}/release
         - reports/${key}/deploy.json: {cache: false}
 """
-
-
-@pytest.fixture(scope="session")
-def prefect_api(tmp_path_factory) -> Iterator[str]:
-    """A Prefect server of the tests' own."""
-    home = tmp_path_factory.mktemp("prefect")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (home / "server.log").open("w") as log:
-        server = subprocess.Popen(command, env=env, stdout=log, stderr=log)
-    url = f"http://127.0.0.1:{port}/api"
-    until = time.monotonic() + 120
-    while time.monotonic() < until:
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=1).close()
-            break
-        except OSError:
-            time.sleep(0.3)
-    else:
-        raise AssertionError((home / "server.log").read_text())
-    yield url
-    server.terminate()
-    server.wait(30)
-
-
-@pytest.fixture(autouse=True)
-def _served(prefect_api, tmp_path, monkeypatch) -> Iterator[None]:
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
-    monkeypatch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    with temporary_settings({PREFECT_API_URL: prefect_api}):
-        yield
 
 
 @pytest.fixture(scope="session")
