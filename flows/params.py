@@ -3,7 +3,9 @@
 It stands apart from `models`, since whatever stands there makes stages stale.
 """
 
-from datetime import UTC, datetime
+import re
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from zoneinfo import ZoneInfo
@@ -16,6 +18,10 @@ from tasks.params import Count, NotNegative, Positive, Section, Seed, Share, Tex
 from tasks.serving.settings import Keeping, Serving
 
 Probability = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+
+# As much of a cron line as shows the longest pause in it: a weekend, a season, two leap years.
+_FROM, _A_WEEK_LATER, _UNTIL = (datetime(*day, tzinfo=UTC) for day in ((2000, 1, 1), (2000, 1, 11), (2009, 1, 1)))
+_SEASONS_RUNS = 400
 
 
 class LineParams(Section):
@@ -62,15 +68,18 @@ class Schedule(Section):
 
     cron: Text
     timezone: Text
+    silence_hours: Positive  # after so long without a run that should have been, somebody is told
 
     @field_validator("cron")
     @classmethod
     def _cron_is_one(cls, value: str) -> str:
         from cronsim import CronSim, CronSimError
 
+        # Prefect knows neither a sixth field for seconds in this place nor the last Friday or weekday of a month.
+        known = len(value.split()) == 5 and not re.search(r"\dL|LW", value, re.IGNORECASE)
         try:
-            CronSim(value, datetime(2000, 1, 1, tzinfo=UTC))
-        except CronSimError:
+            next(CronSim(value if known else "", _FROM))
+        except (CronSimError, StopIteration):
             raise ValueError(
                 'expected five fields, minute hour day month weekday: "0 3 * * *" is every night at three'
             ) from None
@@ -85,13 +94,38 @@ class Schedule(Section):
             raise ValueError("expected a name of the IANA time zones: UTC, Europe/Berlin") from None
         return value
 
+    @model_validator(mode="after")
+    def _silence_is_longer_than_a_pause(self) -> Self:
+        pause = self.longest_pause() / timedelta(hours=1)
+        if self.silence_hours <= pause:
+            raise ValueError(
+                f"silence_hours is {self.silence_hours:g}, and cron {self.cron!r} pauses for {pause:g} hours by "
+                "itself. Give silence_hours more than that, and the time that a run takes"
+            )
+        return self
+
+    def longest_pause(self) -> timedelta:
+        """Between two runs, in winter or summer."""
+        from cronsim import CronSim
+
+        runs = takewhile(
+            lambda found: found[1] < (_UNTIL if found[0] < _SEASONS_RUNS else _A_WEEK_LATER),
+            enumerate(CronSim(self.cron, _FROM)),
+        )
+        return max((after - before for (_, before), (_, after) in pairwise(runs)), default=timedelta.max)
+
+    def next_run(self, after: datetime) -> datetime:
+        """When it runs next, in its own time zone."""
+        from cronsim import CronSim
+
+        return next(CronSim(self.cron, after.astimezone(ZoneInfo(self.timezone))))
+
 
 class Retrain(Schedule):
     """The scheduled retraining, and how often drift may ask for one."""
 
     cool_down_hours: NotNegative  # after a retrain, how long drift asks in vain
-    max_a_week: Count
-    silence_hours: Positive  # after so long without a run that should have been, somebody is told
+    max_a_week: Count  # how many of a week's retrains drift may have asked for
 
 
 class ModelFlows(Section):
