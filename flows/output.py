@@ -1,0 +1,45 @@
+"""What stages print while they run: to the terminal and into their logs in Prefect."""
+
+import sys
+import threading
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+
+class Log(Protocol):
+    """Where lines go besides the terminal."""
+
+    def info(self, msg: Any, *args: Any) -> None: ...
+
+
+class Output:
+    """Lines behind their stage's address, as they come; from any thread."""
+
+    def __init__(self) -> None:
+        self._width = 0
+        self._logs: dict[str, Log] = {}
+        self._lock = threading.Lock()
+
+    def align(self, addresses: Iterable[str]) -> None:
+        """Make room for these addresses, so that what they print stands in one column."""
+        self._width = max(map(len, addresses), default=0)
+
+    def attach(self, address: str, log: Log) -> None:
+        """Give a stage's lines to its log as well; "" is the whole run."""
+        self._logs[address] = log
+
+    def detach(self) -> None:
+        """Give lines to no log any more."""
+        self._logs = {}
+
+    def __call__(self, address: str, text: str) -> None:
+        lines = text.splitlines() or [""]
+        with self._lock:
+            sys.stderr.write("".join(f"{address:<{self._width}}  {line}\n" for line in lines))
+            sys.stderr.flush()
+        if (log := self._logs.get(address)) is not None:
+            log.info("%s", text)
+
+    def about_all(self, text: str) -> None:
+        """A line of the whole run."""
+        self("", text)

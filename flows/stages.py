@@ -1,0 +1,96 @@
+"""The DVC graph as DVC has it: which stages there are, what each waits for, and the order of `dvc repro`."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from flows.merge import model_of_stage
+from tasks.errors import MillError, did_you_mean
+
+if TYPE_CHECKING:
+    from dvc.repo import Repo
+    from dvc.stage import Stage
+    from networkx import DiGraph
+
+
+class LineError(MillError):
+    """The stages cannot be run, or not recorded, for a reason that a person can mend."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage: its address, as `dvc repro` takes it at the top of the repository, and the stages it waits for."""
+
+    address: str
+    needs: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The address without its file: train@reviews of sub/dvc.yaml:train@reviews. A .dvc file's is its path."""
+        return self.address.rpartition(":")[2]
+
+    @property
+    def word(self) -> str:
+        """The stage's word: train of train@reviews."""
+        return self.name.partition("@")[0]
+
+
+def address_of(stage: "Stage") -> str:
+    """What DVC calls a stage at the top of the repository, wherever this process stands."""
+    from dvc.dvcfile import PROJECT_FILE
+
+    path, name = PurePath(stage.path_in_repo).as_posix(), getattr(stage, "name", None)
+    if name is None:
+        return path
+    return str(name) if path == PROJECT_FILE else f"{path}:{name}"
+
+
+def read_graph(repo: "Repo", models: Sequence[str], known: Iterable[str]) -> tuple[list[Node], dict[str, "Stage"]]:
+    """The stages to bring up to date, each after those it waits for, in the order in which DVC would run them.
+
+    With models those whose address bears one of them (train@reviews, train@reviews-3 of a matrix), without any every
+    stage of every dvc.yaml; and all that these wait for, files that DVC tracks among them. `known` are all models.
+    """
+    from dvc.repo.reproduce import get_active_graph
+
+    # Without what a frozen stage depends on: it is taken as it is.
+    graph = get_active_graph(repo.index.graph)
+    wanted = [stage for stage in graph if stage.cmd and (not models or _model_of(stage, known) in models)]
+    if not wanted:
+        whose = f" of {', '.join(models)}" if models else ""
+        raise LineError(
+            f"{repo.root_dir}: no dvc.yaml has a stage{whose}, so there is nothing to run. `dvc stage list --all` "
+            "shows those that there are; a stage of a model is named after it: deploy@reviews."
+        )
+    order = _in_order(graph, wanted)
+    nodes = [Node(address_of(stage), tuple(sorted(map(address_of, graph.successors(stage))))) for stage in order]
+    return nodes, {address_of(stage): stage for stage in order}
+
+
+def forced(nodes: Sequence[Node], asked: Sequence[str]) -> frozenset[str]:
+    """The addresses that `--force` names: train means every train there is, train@reviews that one."""
+    found: set[str] = set()
+    for name in asked:
+        fitting = [node.address for node in nodes if name in (node.address, node.name, node.word)]
+        if not fitting:
+            known = sorted({word for node in nodes for word in (node.address, node.word)})
+            raise LineError(f"--force {name}: this run has no such stage.{did_you_mean(name, known)}")
+        found.update(fitting)
+    return frozenset(found)
+
+
+def _model_of(stage: "Stage", known: Iterable[str]) -> str | None:
+    return model_of_stage(getattr(stage, "name", None) or "", known)
+
+
+def _in_order(graph: "DiGraph", wanted: Sequence["Stage"]) -> list["Stage"]:
+    """DVC's own order: by depth first, from each stage in the order in which the files name them."""
+    import networkx
+
+    needed: set[Any] = set(wanted).union(*(networkx.descendants(graph, stage) for stage in wanted))
+    order: dict[Any, None] = {}
+    for stage in graph:
+        if stage in needed and stage not in order:
+            order.update(dict.fromkeys(networkx.dfs_postorder_nodes(graph, stage)))
+    return list(order)
