@@ -7,17 +7,16 @@ import re
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 from zoneinfo import ZoneInfo
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from tasks.errors import ParamsError, did_you_mean
+from tasks.gate import Gate
 from tasks.mistakes import mistakes_of
-from tasks.params import Count, NotNegative, Positive, Section, Seed, Share, Text, load
+from tasks.params import Count, NotNegative, Positive, Section, Text, load
 from tasks.serving.settings import Keeping, Serving
-
-Probability = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 
 # As much of a cron line as shows the longest pause in it: a weekend, a season, two leap years.
 _FROM, _A_WEEK_LATER, _UNTIL = (datetime(*day, tzinfo=UTC) for day in ((2000, 1, 1), (2000, 1, 11), (2009, 1, 1)))
@@ -45,22 +44,6 @@ class StoreParams(Section):
 
     keep_versions: Count
     keep_refused_days: Count
-
-
-class Gate(Section):
-    """When a challenger takes the champion's place; tasks/gate.py says how it is decided."""
-
-    metric: Text  # of reports/<model>/evaluate.json
-    alpha: Probability  # over all uses of one test set, and both routes
-    power: Probability
-    uses: Count  # how many decisions one test set may serve
-    margin: Positive  # how much worse the metric may be where something below improves
-    improves: dict[Literal["latency", "size"], Share]  # by which share it has to fall, for the way by the margin
-    slice_margin: Positive
-    max_latency_ms: Positive | None  # p50 at batch 1, on the machine that decides
-    max_size_mb: Positive | None
-    resamples: Annotated[int, Field(ge=1000)]
-    seed: Seed
 
 
 class Schedule(Section):
