@@ -22,6 +22,7 @@ def serve(root: Path, *, port: int | None = None) -> None:
 
     from tasks.journal import open_journal
     from tasks.serving.app import create_app
+    from tasks.serving.limits import protocol
     from tasks.serving.live import Live
     from tasks.serving.logs import log_json
 
@@ -39,8 +40,17 @@ def serve(root: Path, *, port: int | None = None) -> None:
     log_json()
     host, bound = listener.getsockname()[:2]
     print(f"Serving on http://{host}:{bound} (docs below /docs). Ctrl-C stops it.", file=sys.stderr, flush=True)
+    app = create_app(
+        Live(root, serving),
+        serving,
+        journal,
+        Keys(root, is_open=is_loopback(serving.host)),
+        keep_days=flows.journal.keep_days,
+    )
     config = uvicorn.Config(
-        create_app(Live(root, serving), serving, journal, Keys(root, is_open=is_loopback(serving.host))),
+        app,
+        http=protocol(serving.body_seconds),
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,

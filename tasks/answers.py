@@ -1,11 +1,27 @@
 """Answers for people: every row gets one, or the reason why it has none."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from tasks.release import Release
 from tasks.runtime import Runtime, load_runtime
+
+Embedding = NDArray[np.float16]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What became of one row: its answer or the reason why it has none, and what the journal keeps besides."""
+
+    answer: Mapping[str, Any]  # the problem's columns; all None where there is a reason
+    reason: str | None
+    inputs: Mapping[str, Any]  # as the model read them: tidied, with pseudonyms for personal data
+    embedding: Embedding | None
 
 
 @dataclass(frozen=True)
@@ -19,10 +35,31 @@ class Answerer:
 
     def answer(self, rows: pl.DataFrame, batch_size: int) -> pl.DataFrame:
         """For each row of the problem's inputs, in order: the answer, or nulls and a `reason`; and the `version`."""
-        return self.traced(rows, batch_size).drop("inputs", "embedding")
+        numbered = self._numbered(rows)
+        asked = numbered.filter(pl.col("reason").is_null())
+        answers = self._computed(asked, batch_size)[0].with_columns(asked["number"])
+        return (
+            numbered.select("number", "reason")
+            .join(answers, on="number", how="left", maintain_order="left")
+            .select(*self.columns, "reason", version=pl.lit(self.version))
+        )
 
-    def traced(self, rows: pl.DataFrame, batch_size: int) -> pl.DataFrame:
-        """The same, with what the journal keeps besides: the tidied `inputs`, and the pooled `embedding`."""
+    def traced(self, rows: pl.DataFrame, batch_size: int) -> list[Traced]:
+        """The same, a row each, with what the journal keeps."""
+        numbered = self._numbered(rows)
+        asked = numbered.filter(pl.col("reason").is_null())
+        answers, embeddings = self._computed(asked, batch_size)
+        computed = iter(zip(answers.to_dicts(), embeddings, strict=True))
+        nothing = dict.fromkeys(self.columns), None
+        reasons = numbered["reason"].to_list()
+        traced = []
+        for inputs, reason in zip(numbered.select(self.runtime.problem.inputs).to_dicts(), reasons, strict=True):
+            answer, embedding = nothing if reason else next(computed)
+            traced.append(Traced(answer, reason, inputs, embedding))
+        return traced
+
+    def _numbered(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """The rows tidied, with number and id, and the reason where there can be no answer."""
         inputs = self.runtime.problem.inputs
         missing = [pl.when(pl.col(name).is_null()).then(pl.lit(f"{name} is missing")) for name in inputs]
         blank = [
@@ -31,7 +68,7 @@ class Answerer:
             if rows.schema[name] == pl.String()
         ]
         # Tidied first: a text of markup alone is empty as well.
-        numbered = (
+        return (
             self.runtime.tidied(rows.select(inputs))
             .with_row_index("number")
             .with_columns(
@@ -39,20 +76,14 @@ class Answerer:
                 reason=pl.coalesce([*missing, *blank, pl.lit(None, dtype=pl.String)]),
             )
         )
-        asked = numbered.filter(pl.col("reason").is_null())
-        return (
-            numbered.select("number", "reason", inputs=pl.struct(inputs))
-            .join(self._computed(asked, batch_size), on="number", how="left", maintain_order="left")
-            .select(*self.columns, "reason", "inputs", "embedding", version=pl.lit(self.version))
-        )
 
-    def _computed(self, asked: pl.DataFrame, batch_size: int) -> pl.DataFrame:
+    def _computed(self, asked: pl.DataFrame, batch_size: int) -> tuple[pl.DataFrame, Embedding]:
         if not len(asked):
-            return pl.DataFrame(schema={"number": asked.schema["number"], **self.columns, "embedding": pl.Null()})
+            return pl.DataFrame(schema=self.columns), np.empty((0, 0), dtype=np.float16)
         outputs = self.runtime.outputs(asked, batch_size)
         answers = self.runtime.problem.answer(outputs, self.runtime.signature, self.runtime.calibration)
-        embedding = pl.Series("embedding", outputs["pooled_embedding"].astype("float32"))
-        return answers.with_columns(asked["number"], embedding)
+        # Read for drift and not computed with: half of float32 keeps what drift sees.
+        return answers, outputs["pooled_embedding"].astype(np.float16)
 
 
 def open_answerer(release: Release, threads: int | None = None) -> Answerer:

@@ -70,10 +70,13 @@ def reading(engine: "Engine", name: str) -> "Iterator[Connection]":
 
 
 def _set_up_sqlite(connection: Any, _: Any) -> None:
-    """WAL lets readers read while one writes; FULL syncs at each commit, so that a commit outlives a power cut."""
+    """WAL lets readers read while one writes; FULL syncs at each commit, so that a commit outlives a power cut.
+
+    What is deleted is overwritten: it may be what somebody has a right to have forgotten.
+    """
     connection.isolation_level = None  # sqlite3 begins no transaction by itself; _begin_sqlite does
     cursor = connection.cursor()
-    for pragma in ("busy_timeout=10000", "journal_mode=WAL", "synchronous=FULL"):
+    for pragma in ("busy_timeout=10000", "journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

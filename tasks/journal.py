@@ -11,13 +11,14 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
+from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import orjson
 import polars as pl
 import sqlalchemy as sa
 from numpy.typing import NDArray
@@ -41,6 +42,7 @@ PREDICTIONS = sa.Table(
     sa.Column("version", sa.String()),
     sa.Column("client", sa.String()),
     sa.Column("is_shadow", sa.Boolean()),
+    sa.Column("shadow_of", sa.String(32)),
     sa.Column("inputs", sa.Text()),
     sa.Column("answer", sa.Text()),
     sa.Column("latency_ms", sa.Float()),
@@ -62,7 +64,6 @@ _GROUP = 500
 
 _ROWS_PER_BATCH = 1_000
 
-# Embeddings are read for drift and not computed with: half of float32 keeps what drift sees.
 _EMBEDDING = np.dtype("<f2")
 
 
@@ -79,7 +80,7 @@ class Prediction:
     answer: Mapping[str, Any]
     latency_ms: float
     embedding: NDArray[np.floating[Any]] | None = None
-    is_shadow: bool = False
+    shadow_of: str | None = None  # the prediction that was given, where this is a challenger's that was not
 
     def row(self) -> dict[str, Any]:
         return {
@@ -88,9 +89,10 @@ class Prediction:
             "model": self.model,
             "version": self.version,
             "client": self.client,
-            "is_shadow": self.is_shadow,
-            "inputs": json.dumps(self.inputs, ensure_ascii=False),
-            "answer": json.dumps(self.answer, ensure_ascii=False),
+            "is_shadow": self.shadow_of is not None,
+            "shadow_of": self.shadow_of,
+            "inputs": orjson.dumps(self.inputs).decode(),
+            "answer": orjson.dumps(self.answer).decode(),
             "latency_ms": self.latency_ms,
             "embedding": None if self.embedding is None else self.embedding.astype(_EMBEDDING).tobytes(),
         }
@@ -110,14 +112,14 @@ class Journal:
     def __init__(self, engine: "Engine", name: str) -> None:
         self._engine = engine
         self._name = name  # for messages: never the URL, which may hold a password
-        self._waiting: queue.SimpleQueue[tuple[list[dict[str, Any]], Future[None]] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[Sequence[Prediction], Future[None]] | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
         self._writer.start()
 
     def record(self, predictions: Sequence[Prediction]) -> "Future[None]":
         """Write predictions down. The future ends when they are on the disk, or with JournalError."""
         written: Future[None] = Future()
-        self._waiting.put(([prediction.row() for prediction in predictions], written))
+        self._waiting.put((predictions, written))
         return written
 
     def close(self) -> None:
@@ -176,14 +178,15 @@ class Journal:
     ) -> pl.DataFrame:
         """A model's predictions in the order in which they came: all after a `seq`, or only the `last` of them.
 
-        Columns: seq, id, at_us, version, client, latency_ms, inputs and answer and label (JSON; label null where none
-        has come), embedding (a list of floats, or null).
+        Columns: seq, id, at_us, version, client, shadow_of, latency_ms, inputs and answer and label (JSON; label null
+        where none has come), embedding (a list of floats, or null). In the shadow, a challenger's answers that nobody
+        was given: `shadow_of` is the id under which the champion answered the same, and the label is that one's.
         """
         newest = sa.select(sa.func.max(FEEDBACK.c.seq)).group_by(FEEDBACK.c.prediction_id).scalar_subquery()
         current = sa.select(FEEDBACK.c.prediction_id, FEEDBACK.c.label).where(FEEDBACK.c.seq.in_(newest)).subquery()
         chosen = (
             sa.select(PREDICTIONS, current.c.label)
-            .outerjoin(current, current.c.prediction_id == PREDICTIONS.c.id)
+            .outerjoin(current, current.c.prediction_id == sa.func.coalesce(PREDICTIONS.c.shadow_of, PREDICTIONS.c.id))
             .where(PREDICTIONS.c.model == model, PREDICTIONS.c.is_shadow == is_shadow, PREDICTIONS.c.seq > after)
             .order_by(PREDICTIONS.c.seq.desc())
         )
@@ -204,11 +207,30 @@ class Journal:
             return int(connection.execute(counted).scalar_one())
 
     def purge(self, before_us: int) -> int:
-        """Forget the predictions from before that time, with their labels; how many they were."""
-        old = sa.select(PREDICTIONS.c.id).where(PREDICTIONS.c.at_us < before_us)
-        with self._begin() as connection:
-            connection.execute(sa.delete(FEEDBACK).where(FEEDBACK.c.prediction_id.in_(old)))
-            return int(connection.execute(sa.delete(PREDICTIONS).where(PREDICTIONS.c.at_us < before_us)).rowcount)
+        """Forget the predictions from before that time, with their labels; how many they were.
+
+        A thousand at a time: whoever writes meanwhile waits for those alone.
+        """
+        old = sa.select(PREDICTIONS.c.id).where(PREDICTIONS.c.at_us < before_us).limit(_ROWS_PER_BATCH)
+        num_gone = 0
+        while True:
+            with self._begin() as connection:
+                num_found = self._delete(connection, list(connection.execute(old).scalars()))
+            num_gone += num_found
+            if num_found < _ROWS_PER_BATCH:
+                return num_gone
+
+    def forget(self, prediction_ids: Sequence[str]) -> int:
+        """Take predictions out, with their labels and what a challenger said to the same; how many there were."""
+        num_gone = 0
+        for start in range(0, len(prediction_ids), _ROWS_PER_BATCH):
+            some = prediction_ids[start : start + _ROWS_PER_BATCH]
+            with self._begin() as connection:
+                chosen = sa.select(PREDICTIONS.c.id).where(
+                    PREDICTIONS.c.id.in_(some) | PREDICTIONS.c.shadow_of.in_(some)
+                )
+                num_gone += self._delete(connection, list(connection.execute(chosen).scalars()))
+        return num_gone
 
     def backup(self, path: Path) -> int:
         """Copy the journal as it stands at one moment into a new SQLite file; how many predictions it holds.
@@ -242,22 +264,29 @@ class Journal:
                 group.append(self._waiting.get())
             ended = None in group
             entries = [entry for entry in group if entry is not None]
-            rows = [row for rows, _ in entries for row in rows]
             try:
+                rows = [prediction.row() for predictions, _ in entries for prediction in predictions]
                 if rows:
                     with self._begin() as connection:
                         connection.execute(sa.insert(PREDICTIONS), rows)
-            except JournalError as error:
+            except Exception as error:  # whatever it is, those who wait hear of it and the thread goes on
                 for _, written in entries:
-                    written.set_exception(error)
+                    with suppress(InvalidStateError):
+                        written.set_exception(error)
             else:
                 for _, written in entries:
-                    written.set_result(None)
+                    with suppress(InvalidStateError):  # cancelled: its caller has gone
+                        written.set_result(None)
 
     @contextmanager
     def _begin(self) -> "Iterator[Connection]":
         with writing(self._engine, self._name) as connection:
             yield connection
+
+    @staticmethod
+    def _delete(connection: "Connection", ids: Sequence[str]) -> int:
+        connection.execute(sa.delete(FEEDBACK).where(FEEDBACK.c.prediction_id.in_(ids)))
+        return int(connection.execute(sa.delete(PREDICTIONS).where(PREDICTIONS.c.id.in_(ids))).rowcount)
 
     @staticmethod
     def _known_ids(connection: "Connection", model: str, ids: Sequence[str]) -> set[str]:
@@ -290,6 +319,7 @@ _WINDOW = {
     "at_us": pl.Int64(),
     "version": pl.String(),
     "client": pl.String(),
+    "shadow_of": pl.String(),
     "latency_ms": pl.Float64(),
     "inputs": pl.String(),
     "answer": pl.String(),
@@ -301,8 +331,8 @@ _WINDOW = {
 def _frame_row(row: "Row[Any]") -> tuple[Any, ...]:
     embedding = None if row.embedding is None else np.frombuffer(row.embedding, _EMBEDDING).astype(np.float32).tolist()
     return (
-        row.seq, row.id, row.at_us, row.version, row.client, row.latency_ms, row.inputs, row.answer, row.label,
-        embedding,
+        row.seq, row.id, row.at_us, row.version, row.client, row.shadow_of, row.latency_ms, row.inputs, row.answer,
+        row.label, embedding,
     )  # fmt: skip
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import httpx
 import uvicorn
 
-from tasks.journal import open_journal
+from tasks.journal import Journal, open_journal
 from tasks.release import Release, read_release, seal
 from tasks.serving.app import create_app
 from tasks.serving.keys import Keys
+from tasks.serving.limits import protocol
 from tasks.serving.live import Live
 from tasks.serving.settings import Serving
 from tasks.shards import MANIFEST, read_json, sha256_of, write_json
@@ -33,6 +34,7 @@ SERVING = Serving(
     max_request_mb=0.1,
     body_seconds=1,
     swap_seconds=20,
+    shadow=0,
 )
 
 
@@ -42,6 +44,7 @@ class Running:
 
     url: str
     live: Live
+    journal: Journal
     client: httpx.Client
 
     def predict(self, content: Any, model: str = "tiny") -> httpx.Response:
@@ -55,7 +58,8 @@ def running(root: Path, journal: str | None = None, **settings: Any) -> Iterator
     live = Live(root, serving)
     kept = open_journal(journal or f"sqlite:///{root}/.mill/journal.sqlite")
     app = create_app(live, serving, kept, Keys(root, is_open=True))
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, ws="none"))
+    http = protocol(serving.body_seconds)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, http=http, log_config=None, ws="none"))
     thread = threading.Thread(target=server.run)
     thread.start()
     deadline = time.monotonic() + 30
@@ -66,7 +70,7 @@ def running(root: Path, journal: str | None = None, **settings: Any) -> Iterator
     url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     try:
         with httpx.Client(base_url=url, timeout=30) as client:
-            yield Running(url, live, client)
+            yield Running(url, live, kept, client)
     finally:
         server.should_exit = True
         thread.join(30)

@@ -73,7 +73,7 @@ def test_a_prediction_comes_back_as_it_was_answered(journal: Journal) -> None:
 
 def test_a_window_holds_the_last_predictions_of_one_model_in_order(journal: Journal) -> None:
     write(journal, *(prediction(number) for number in range(5)), prediction(9, model="tweets"))
-    write(journal, prediction(5, version="sha-2"), prediction(6, is_shadow=True))
+    write(journal, prediction(5, version="sha-2"), prediction(6, shadow_of=f"{3:032d}"))
     window = journal.window("reviews", last=3)
     assert [int(number) for number in window["id"]] == [3, 4, 5]
     assert window["embedding"].to_list()[0] == [0.5, -0.25, 3.0]
@@ -145,7 +145,7 @@ def test_a_backup_is_a_journal_as_it_stood_at_one_moment(journal: Journal, tmp_p
     assert len(window) == held >= 2500
     # A label is written after its prediction, so none stands alone in a copy of one moment.
     assert window["label"].drop_nulls().len() in (held - 2499, held - 2500)
-    assert window["inputs"][0] == '{"text": "film 0 ⟨EMAIL_1⟩ 🎬"}'
+    assert window["inputs"][0] == '{"text":"film 0 ⟨EMAIL_1⟩ 🎬"}'
 
 
 def test_a_backup_is_never_written_over(journal: Journal, tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tasks.release import Release, read_release
+from tasks.release import GOLDEN, Release, read_release
+from tasks.serving.served import Served, open_served
+from tasks.serving.settings import Serving
+from tasks.shards import read_json, write_json
 from tests.conftest import Line
 from tests.model_server import Running, colder, running, use
 
@@ -178,11 +181,48 @@ def test_a_damaged_version_never_takes_over(versions: tuple[Path, Release, Relea
         reason = wait_until(lambda: server.live.failures.get("tiny"))
         assert "model.onnx is not the file that the release was made with" in reason
         assert server.predict(TEXT).json()["version"] == one.version
+        # The one before answers, so no balancer has to take this server out; but somebody has to hear of it.
+        ready = server.client.get("/readyz")
+        assert (ready.status_code, ready.json()["failures"]) == (200, {"tiny": reason})
+        assert 'modelmill_version_failed{model="tiny"} 1.0' in server.client.get("/metrics").text
+        use(root, one)
+        wait_until(lambda: not server.client.get("/readyz").json()["failures"])
+
+
+def test_a_version_that_answers_otherwise_than_where_it_was_made_never_takes_over(
+    versions: tuple[Path, Release, Release],
+) -> None:
+    root, one, two = versions
+    golden = read_json(two.folder / GOLDEN)
+    golden["rows"][0]["outputs"]["logits"] = [9.0, -9.0]
+    write_json(two.folder / GOLDEN, golden)
+    two = colder(two, root / "three", 20.0)  # sealed anew: its hashes are right
+    with running(root) as server:
+        use(root, two)
+        assert "does not answer as it did where it was made" in wait_until(lambda: server.live.failures.get("tiny"))
+        assert server.predict(TEXT).json()["version"] == one.version
+
+
+def test_a_server_whose_only_version_is_damaged_is_not_ready_and_says_why(
+    versions: tuple[Path, Release, Release],
+) -> None:
+    root, one, _ = versions
+    (one.folder / "model.onnx").write_bytes(b"")
+    with running(root) as server:
         ready = server.client.get("/readyz")
         assert ready.status_code == 503
-        assert reason in ready.json()["error"]
-        use(root, one)
-        wait_until(lambda: server.client.get("/readyz").status_code == 200)
+        assert "model.onnx is not the file that the release was made with" in ready.json()["error"]
+        assert server.client.get("/v2/health/ready").status_code == 503
+        assert server.client.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"tiny": 7}', '{"tiny": {}}'])
+def test_a_damaged_list_of_versions_takes_none_out_of_use(versions: tuple[Path, Release, Release], damage: str) -> None:
+    root, one, _ = versions
+    with running(root) as server:
+        (root / ".mill/live.json").write_text(damage)
+        wait_until(lambda: server.live.failures)
+        assert server.predict(TEXT).json()["version"] == one.version
 
 
 def test_a_version_that_is_too_slow_never_takes_over(versions: tuple[Path, Release, Release]) -> None:
@@ -190,7 +230,7 @@ def test_a_version_that_is_too_slow_never_takes_over(versions: tuple[Path, Relea
     with running(root) as server:
         server.live._serving = server.live._serving.model_copy(update={"swap_seconds": 1e-9})
         use(root, two)
-        assert "golden rows" in wait_until(lambda: server.live.failures.get("tiny"))
+        assert "is not up after 1e-09 s" in wait_until(lambda: server.live.failures.get("tiny"))
         assert server.predict(TEXT).json()["version"] == one.version
 
 
@@ -201,6 +241,32 @@ def test_a_rollback_is_in_use_within_two_seconds(versions: tuple[Path, Release, 
         use(root, two)
         wait_for(server, two.version)
         assert time.monotonic() - started < 2
+
+
+def test_a_rollback_waits_for_no_version_that_is_still_on_its_way(
+    versions: tuple[Path, Release, Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, one, two = versions
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def slow(root: Path, model: str, entry: Any, serving: Serving, *, in_shadow: bool) -> Served:
+        if entry["version"] == two.version:
+            arrived.set()
+            assert go_on.wait(30)
+        return open_served(root, model, entry, serving, in_shadow=in_shadow)
+
+    monkeypatch.setattr("tasks.serving.live.open_served", slow)
+    three = colder(one, root / "three", 5.0)
+    with running(root) as server:
+        use(root, two)
+        assert arrived.wait(10)
+        started = time.monotonic()
+        use(root, three)
+        wait_for(server, three.version)
+        assert time.monotonic() - started < 2
+        go_on.set()
+        time.sleep(0.5)
+        assert server.predict(TEXT).json()["version"] == three.version
 
 
 def test_a_server_starts_without_any_model_and_takes_the_first(versions: tuple[Path, Release, Release]) -> None:

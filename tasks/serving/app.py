@@ -1,42 +1,68 @@
 """The server's application: its routes stand in files of their own, what is common to them here."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
 
 from tasks.database import JournalError
 from tasks.journal import Journal
-from tasks.serving import health, inference, predictions
+from tasks.serving import docs, health, inference, predictions
 from tasks.serving.batcher import Busy
 from tasks.serving.keys import Denied, Keys, TooOften
 from tasks.serving.limits import BodyLimits
 from tasks.serving.live import Live, UnknownModel
+from tasks.serving.logs import RequestLog, log_loop_errors
 from tasks.serving.metrics import Metrics
 from tasks.serving.replies import Json, errors
 from tasks.serving.requests import BadRequest
+from tasks.serving.retention import Retention
 from tasks.serving.service import Service
 from tasks.serving.settings import Serving
 
+log = logging.getLogger(__name__)
 
-def create_app(live: Live, serving: Serving, journal: Journal, keys: Keys) -> FastAPI:
-    """The application over the models of `live`. It starts and closes them, and closes the journal."""
+
+def create_app(live: Live, serving: Serving, journal: Journal, keys: Keys, *, keep_days: int | None = None) -> FastAPI:
+    """The application over the models of `live`. It starts and closes them, and closes the journal.
+
+    With `keep_days` the journal forgets what is older.
+    """
     service = Service(live, serving, Metrics(live), journal, keys)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        log_loop_errors()
         await asyncio.to_thread(live.start)
+        retention = None if keep_days is None else Retention(journal, keep_days)
+        if retention is not None:
+            retention.start()
         yield
         await asyncio.to_thread(live.close)
+        await service.end()
+        if retention is not None:
+            await asyncio.to_thread(retention.close)
         await asyncio.to_thread(journal.close)
 
-    app = FastAPI(title="modelmill", lifespan=lifespan, responses=errors(401, 403, 404, 422, 429))
+    app = FastAPI(
+        title="modelmill",
+        summary="The models in use: answers, late labels, and how the server is.",
+        lifespan=lifespan,
+        responses=errors(401, 403, 404, 422, 429),
+        docs_url=None,
+        redoc_url=None,
+    )
     app.add_middleware(BodyLimits, max_bytes=int(serving.max_request_mb * 1e6), seconds=serving.body_seconds)
+    app.add_middleware(RequestLog)
     _explain_errors(app)
     health.add_routes(app, service)
     predictions.add_routes(app, service)
     inference.add_routes(app, service)
+    docs.add_routes(app, live)
     return app
 
 
@@ -56,7 +82,20 @@ def _explain_errors(app: FastAPI) -> None:
         return Json({"error": sentence}, status_code=429, headers={"Retry-After": str(seconds)})
 
     async def not_kept(_: Request, error: Exception) -> Response:
+        log.error("the journal failed", extra={"reason": str(error)})
         return Json({"error": f"{error} No answer goes out that is not in the journal."}, status_code=503)
+
+    async def no_route(request: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 404
+        headers = error.headers if isinstance(error, HTTPException) else None
+        sentence = {
+            404: "There is nothing at this address. /docs lists what there is.",
+            405: f"{request.method} is not what this address takes. /docs says what is.",
+        }.get(status, f"{HTTPStatus(status).phrase}.")
+        return Json({"error": sentence}, status_code=status, headers=headers)
+
+    async def failed(_: Request, __: Exception) -> Response:
+        return Json({"error": "The server failed at this request. Its log says where."}, status_code=500)
 
     app.add_exception_handler(BadRequest, refused)
     app.add_exception_handler(Denied, refused)
@@ -64,3 +103,5 @@ def _explain_errors(app: FastAPI) -> None:
     app.add_exception_handler(Busy, later)
     app.add_exception_handler(TooOften, later)
     app.add_exception_handler(JournalError, not_kept)
+    app.add_exception_handler(HTTPException, no_route)
+    app.add_exception_handler(Exception, failed)

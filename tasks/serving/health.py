@@ -15,13 +15,17 @@ def add_routes(app: FastAPI, service: Service) -> None:
     async def healthz() -> Response:
         return Json({"status": "ok"})
 
-    @app.get("/readyz", summary="Whether every model is in use", response_class=Json, responses=errors(503))
+    @app.get("/readyz", summary="Whether every model answers", response_class=Json, responses=errors(503))
     async def readyz() -> Response:
-        failures = live.failures
-        if failures or not live.models:
+        """Well where every model has a version that answers: one that failed to take over leaves the one before.
+
+        `failures` says which could not, and why.
+        """
+        failures, models = live.failures, live.models
+        if live.missing or not models:
             sentence = " ".join(failures.values()) or "No model is in use yet. Run `mill run`."
-            return Json({"error": sentence, "models": live.models}, status_code=503)
-        return Json({"status": "ok", "models": live.models})
+            return Json({"error": sentence, "models": models, "failures": failures}, status_code=503)
+        return Json({"status": "ok", "models": models, "failures": failures})
 
     @app.get("/metrics", summary="Figures for Prometheus")
     async def prometheus(request: Request) -> Response:

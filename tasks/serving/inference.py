@@ -1,15 +1,14 @@
 """The Open Inference Protocol's routes."""
 
-import time
-
 import polars as pl
 from fastapi import FastAPI, Request, Response
 
 from tasks.serving import open_inference
-from tasks.serving.live import Served, UnknownModel
+from tasks.serving.live import UnknownModel
 from tasks.serving.replies import Json, body, errors
 from tasks.serving.requests import BadRequest
-from tasks.serving.service import Service
+from tasks.serving.served import Served
+from tasks.serving.service import Answered, Service
 
 _TENSORS = {"type": "object", "required": ["inputs"], "properties": {"inputs": {"type": "array"}}}
 
@@ -34,7 +33,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/v2/health/ready", summary="Whether every model is in use", response_class=Json, responses=errors(503))
     async def health_ready() -> Response:
-        ready = bool(live.models) and not live.failures
+        ready = bool(live.models) and not live.missing
         return Json({"ready": ready}, status_code=200 if ready else 503)
 
     @app.get("/v2/models/{name}/ready", summary="Whether a model is in use", response_class=Json)
@@ -74,18 +73,28 @@ def add_routes(app: FastAPI, service: Service) -> None:
         openapi_extra=body(_TENSORS),
     )
     async def infer(name: str, request: Request, version: str | None = None) -> Response:
-        started = time.perf_counter()
         client = service.admit(request, "predict")
         problem = versioned(name, version).problem
         header = request.headers.get(open_inference.HEADER_LENGTH)
         asked = open_inference.read_inference(await request.body(), header, problem, serving.max_rows)
-        answered = await service.answer(name, asked.rows, client, started)
-        for number, reason in enumerate(answered.answers["reason"]):
-            if reason:
-                raise BadRequest(f"Row {number}: there is no answer: {reason}.")
-        columns = answered.answers.select("id", *answered.served.answerer.columns)
-        content, length = open_inference.write_inference(columns, asked, model=name, version=answered.served.version)
+        answered = await service.answer(name, asked.rows, request, client)
+        for number, row in enumerate(answered.rows):
+            if row.reason:
+                raise BadRequest(f"Row {number}: there is no answer: {row.reason}.")
+        content, length = open_inference.write_inference(
+            _columns(answered),
+            asked,
+            model=name,
+            version=answered.served.version,
+            latency_ms=answered.latency_ms,
+        )
         if length is None:
             return Response(content, media_type="application/json")
         headers = {"Inference-Header-Content-Length": str(length)}
         return Response(content, media_type="application/octet-stream", headers=headers)
+
+
+def _columns(answered: Answered) -> pl.DataFrame:
+    schema = {"id": pl.String(), **answered.served.answerer.columns}
+    rows = [{"id": found, **row.answer} for found, row in zip(answered.ids, answered.rows, strict=True)]
+    return pl.DataFrame(rows, schema=schema)

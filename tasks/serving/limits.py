@@ -1,9 +1,17 @@
 """What a caller may cost before anything is computed: bytes, and the time to send them."""
 
 import asyncio
+from collections.abc import Callable
+from http import HTTPStatus
 
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+# All bodies together may hold so many times what one may: the server's memory has a bound, whoever connects.
+_BODIES = 32
+
+_MAX_HEADER_BYTES = 65_536
 
 
 class _Gone(Exception):
@@ -11,38 +19,56 @@ class _Gone(Exception):
 
 
 class BodyLimits:
-    """Reads the whole body first; what is too large (413) or too slow (408) never reaches a route."""
+    """Reads the whole body first; what is too large (413) or too slow (408) never reaches a route.
+
+    Where all callers together send more than the server should hold, those who come are sent away (429).
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int, seconds: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
         self._seconds = seconds
+        self._num_held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
+        told = dict(scope["headers"]).get(b"content-length", b"")
+        # Whoever does not say how much will come may send as much as is allowed.
+        num_bytes = int(told) if told.isdigit() else self._max_bytes
+        if num_bytes > self._max_bytes:
+            await self._refuse_size(send)
+            return
+        if self._num_held + num_bytes > _BODIES * self._max_bytes:
+            await _refuse(send, 429, "More is sent than can be held now. Ask again in 1 s.", (b"retry-after", b"1"))
+            return
+        self._num_held += num_bytes
+        try:
+            await self._pass_on(scope, receive, send)
+        finally:
+            self._num_held -= num_bytes
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with asyncio.timeout(self._seconds):
-                messages = await self._read(scope, receive)
+                messages = await self._read(receive)
         except TimeoutError:
-            await _refuse(send, 408, f"The body did not arrive within {self._seconds:g} s.")
+            await _refuse(send, 408, _too_slow("body", self._seconds))
             return
         except _Gone:
             return
         if messages is None:
-            await _refuse(send, 413, f"The body is larger than {self._max_bytes:,} bytes. Send fewer rows at a time.")
+            await self._refuse_size(send)
             return
+        arrived = iter(messages)
 
         async def replay() -> Message:
-            return messages.pop(0) if messages else await receive()
+            return next(arrived, None) or await receive()
 
         await self._app(scope, replay, send)
 
-    async def _read(self, scope: Scope, receive: Receive) -> list[Message] | None:
-        told = dict(scope["headers"]).get(b"content-length", b"0")
-        if told.isdigit() and int(told) > self._max_bytes:
-            return None
+    async def _read(self, receive: Receive) -> list[Message] | None:
         messages: list[Message] = []
         size = 0
         while True:
@@ -56,8 +82,73 @@ class BodyLimits:
             if not message.get("more_body", False):
                 return messages
 
+    async def _refuse_size(self, send: Send) -> None:
+        await _refuse(send, 413, f"The body is larger than {self._max_bytes:,} bytes. Send fewer rows at a time.")
 
-async def _refuse(send: Send, status: int, sentence: str) -> None:
-    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+
+async def _refuse(send: Send, status: int, sentence: str, *headers: tuple[bytes, bytes]) -> None:
+    every = [(b"content-type", b"application/json"), (b"connection", b"close"), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": every})
     await send({"type": "http.response.body", "body": orjson.dumps({"error": sentence})})
+
+
+def _too_slow(what: str, seconds: float) -> str:
+    return f"The {what} did not arrive within {seconds:g} s."
+
+
+def protocol(seconds: float) -> type[HttpToolsProtocol]:
+    """uvicorn's own protocol, with limits that it lacks: on the time that headers take (408), and on their size (431).
+
+    Without them, who sends a byte a minute holds a connection for good, and who never ends holds ever more memory.
+    """
+
+    class HeaderLimits(HttpToolsProtocol):
+        _deadline: asyncio.TimerHandle | None = None
+        _num_bytes = 0
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._wait(transport.close)  # nothing has been asked, so nothing is answered
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self._deadline is not None:
+                self._num_bytes += len(data)
+                if self._num_bytes > _MAX_HEADER_BYTES:
+                    self._send_away(431, f"The headers are larger than {_MAX_HEADER_BYTES:,} bytes.")
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self._wait(lambda: self._send_away(408, _too_slow("request", seconds)))
+
+        def on_headers_complete(self) -> None:
+            self._stop_waiting()
+            super().on_headers_complete()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_waiting()
+            super().connection_lost(exc)
+
+        def _wait(self, otherwise: Callable[[], None]) -> None:
+            self._stop_waiting()
+            self._num_bytes = 0
+            self._deadline = self.loop.call_later(seconds, otherwise)
+
+        def _stop_waiting(self) -> None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
+        def _send_away(self, status: int, sentence: str) -> None:
+            self._stop_waiting()
+            if self.transport.is_closing():
+                return
+            # An answer to an earlier request on this connection may still be under way: nothing is mixed into it.
+            if self.cycle is None or self.cycle.response_complete:
+                content = orjson.dumps({"error": sentence})
+                head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+                head += f"connection: close\r\ncontent-length: {len(content)}\r\n\r\n"
+                self.transport.write(head.encode("ascii") + content)
+            self.transport.close()
+
+    return HeaderLimits

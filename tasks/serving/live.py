@@ -1,99 +1,107 @@
 """The versions in use, loaded, and replaced while requests go on.
 
-A new version's hashes are checked, it is loaded and answers its golden rows, and only then takes over; the one before
-answers what it has taken, and then goes. A version that fails stays out, and the one before goes on.
+`.mill/live.json` says which version of each model answers, `.mill/shadow.json` which one gets a copy of what is asked.
+A new version is brought up beside the one that answers, and only then takes over; the one before answers what it has
+taken, and then goes. A version that fails or takes too long stays out, and the one before goes on. Each is brought up
+by a thread of its own, so that a rollback waits for no version that is still on its way.
 """
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-import polars as pl
-
-from tasks.answers import Answerer, open_answerer
 from tasks.errors import DataError, ReleaseError, did_you_mean
-from tasks.golden import differences
-from tasks.problems import Problem
-from tasks.release import GOLDEN, Release, open_release
-from tasks.serving.batcher import Batcher
+from tasks.serving.served import Served, open_served
 from tasks.serving.settings import Serving
-from tasks.shards import MANIFEST, read_json, sha256_of
+from tasks.shards import read_json
 
 log = logging.getLogger(__name__)
 
-# How often live.json is looked at: a rollback is to be in use within two seconds.
-_LOOK_SECONDS = 0.25
+# How often the files are looked at: a rollback is to be in use within two seconds.
+_LOOK_SECONDS = 0.1
 
-# A row costs something beyond its characters.
-_ROW_COST = 20.0
+Role = Literal["live", "shadow"]
+Entry = Mapping[str, Any]
 
 
 class UnknownModel(Exception):
     """No model of that name is in use."""
 
 
-@dataclass(frozen=True)
-class Served:
-    """One version of one model, ready to answer."""
+@dataclass
+class _Slot:
+    """What one file says of one model, and what has come of it."""
 
-    model: str
-    release: Release
-    answerer: Answerer
-    batcher: Batcher
-    entry: Mapping[str, Any]
-
-    @property
-    def version(self) -> str:
-        """What the answers carry."""
-        return self.release.version
+    wanted: Entry | None = None
+    served: Served | None = None
+    failure: str | None = None  # of the wanted one, which stays out until it changes
+    since: float = field(default_factory=time.monotonic)  # when it began to be brought up
 
     @property
-    def problem(self) -> Problem:
-        return self.answerer.runtime.problem
+    def is_coming(self) -> bool:
+        here = self.served is not None and self.served.entry == self.wanted
+        return self.wanted is not None and self.failure is None and not here
 
 
 class Live:
-    """The models of live.json below `root`, by name."""
+    """The models below `root`, by name."""
 
     def __init__(self, root: Path, serving: Serving) -> None:
         self._root = root
         self._serving = serving
-        self._served: dict[str, Served] = {}
-        self._failures: dict[str, str] = {}
-        self._refused: dict[str, Mapping[str, Any]] = {}  # entries that failed; tried again when they change
+        self._slots: dict[tuple[Role, str], _Slot] = {}
+        self._unread: dict[Role, str] = {}  # files that cannot be read
+        self._lock = threading.Lock()
+        self._loaders: list[threading.Thread] = []
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="live", daemon=True)
         self.num_swaps = 0
 
     @property
+    def served(self) -> list[Served]:
+        found = (slot.served for (role, _), slot in self._known() if role == "live")
+        return [served for served in found if served is not None]
+
+    @property
     def models(self) -> list[str]:
-        return sorted(self._served)
+        return [served.model for served in self.served]
+
+    @property
+    def missing(self) -> list[str]:
+        """The models that should answer and do not."""
+        return sorted(model for (role, model), slot in self._known() if role == "live" and slot.served is None)
 
     @property
     def failures(self) -> dict[str, str]:
-        """The versions that were to take over and could not: model, reason."""
-        return dict(self._failures)
-
-    @property
-    def served(self) -> list[Served]:
-        return [served for _, served in sorted(self._served.items())]
+        """What was to take over and could not: the model, with `(shadow)` where it was for that, and the reason."""
+        found = {f"{role}.json": said for role, said in self._unread.items()}
+        for (role, model), slot in self._known():
+            if slot.failure is not None:
+                found[model if role == "live" else f"{model} (shadow)"] = slot.failure
+        return found
 
     def get(self, model: str) -> Served:
         """The version that answers now. Raises UnknownModel with a sentence."""
-        served = self._served.get(model)
-        if served is None:
+        slot = self._slots.get(("live", model))
+        if slot is None or slot.served is None:
             known = ", ".join(self.models) or "none"
             raise UnknownModel(f"No model {model!r} is in use.{did_you_mean(model, self.models)} In use: {known}.")
-        return served
+        return slot.served
+
+    def shadow(self, model: str) -> Served | None:
+        """The challenger that gets a copy of what the model is asked; None without."""
+        slot = self._slots.get(("shadow", model))
+        return slot.served if slot is not None else None
 
     def start(self) -> None:
-        """Load what is in use, then follow live.json from a thread."""
+        """Load what is in use, then follow the files from a thread."""
         self.refresh()
+        for loader in self._loaders:
+            loader.join()
         self._watcher.start()
 
     def close(self) -> None:
@@ -101,55 +109,118 @@ class Live:
         self._stopping.set()
         if self._watcher.ident is not None:
             self._watcher.join()
-        for served in self._served.values():
-            served.batcher.close()
+        for slot in self._slots.values():
+            if slot.served is not None:
+                slot.served.batcher.close()
 
     def refresh(self) -> None:
-        """Make what is served what live.json says."""
-        try:
-            entries = _read(self._root / ".mill" / "live.json")
-        except DataError as error:
-            self._failures["live.json"] = str(error)
-            return
-        self._failures.pop("live.json", None)
-        for model in set(self._served) - set(entries):
-            log.info("out of use", extra={"model": model})
-            self._retire(self._served.pop(model))
+        """Begin to make what is served what the files say."""
+        live = self._read("live")
+        shadow = self._read("shadow") if self._serving.shadow else {}
+        with self._lock:
+            if live is not None:
+                self._follow("live", live)
+            if shadow is not None:
+                self._follow("shadow", shadow)
+
+    def _follow(self, role: Role, entries: Mapping[str, Entry]) -> None:
+        for model in {model for known, model in self._slots if known == role} - set(entries):
+            slot = self._slots.pop((role, model))
+            if slot.served is not None:
+                log.info("out of use", extra={"model": model, "version": slot.served.version, "role": role})
+                _retire(slot.served)
         for model, entry in sorted(entries.items()):
-            if model in self._served and self._served[model].entry == entry:
-                self._failures.pop(model, None)
-                self._refused.pop(model, None)
-            elif self._refused.get(model) != entry:
-                self._replace(model, entry)
+            slot = self._slots.setdefault((role, model), _Slot())
+            if slot.wanted == entry:
+                continue
+            slot.wanted, slot.failure, slot.since = entry, None, time.monotonic()
+            if slot.is_coming:
+                self._loaders = [loader for loader in self._loaders if loader.is_alive()]
+                loader = threading.Thread(
+                    target=self._load, args=(role, model, entry), name=f"load-{model}", daemon=True
+                )
+                self._loaders.append(loader)
+                loader.start()
 
-    def _replace(self, model: str, entry: Mapping[str, Any]) -> None:
+    def _load(self, role: Role, model: str, entry: Entry) -> None:
         try:
-            served = _open(self._root, model, entry, self._serving)
+            served = open_served(self._root, model, entry, self._serving, in_shadow=role == "shadow")
         except (ReleaseError, DataError) as error:
-            self._failures[model], self._refused[model] = str(error), entry
-            log.error("stays out", extra={"model": model, "reason": str(error)})
+            self._stay_out(role, model, entry, str(error))
             return
-        before = self._served.get(model)
-        self._served[model] = served
-        self._failures.pop(model, None)
-        self._refused.pop(model, None)
-        self.num_swaps += 1
-        log.info("in use", extra={"model": model, "version": served.version})
+        except Exception:
+            log.exception("cannot be brought up", extra={"model": model, "role": role})
+            self._stay_out(role, model, entry, f"{entry.get('folder')} cannot be brought up; the log says why.")
+            return
+        with self._lock:
+            slot = self._slots.get((role, model))
+            # It may have been replaced meanwhile, or have been given up for its slowness.
+            if slot is None or slot.wanted != entry or slot.failure is not None:
+                _retire(served)
+                return
+            before, slot.served = slot.served, served
+            self.num_swaps += role == "live"
+        seconds = round(time.monotonic() - slot.since, 3)
+        log.info("in use", extra={"model": model, "version": served.version, "role": role, "seconds": seconds})
         if before is not None:
-            self._retire(before)
+            _retire(before)
 
-    @staticmethod
-    def _retire(served: Served) -> None:
-        # Beside the watcher: the next swap does not wait for a long queue.
-        threading.Thread(target=served.batcher.close, name=f"retire-{served.version}", daemon=True).start()
+    def _stay_out(self, role: Role, model: str, entry: Entry, reason: str) -> None:
+        with self._lock:
+            slot = self._slots.get((role, model))
+            if slot is None or slot.wanted != entry or slot.failure is not None:
+                return
+            slot.failure = reason
+        log.error("stays out", extra={"model": model, "role": role, "reason": reason})
+
+    def _read(self, role: Role) -> dict[str, Entry] | None:
+        """What a file says; nothing where there is none, None where it cannot be read."""
+        path = self._path(role)
+        try:
+            entries = read_json(path) if path.exists() else {}
+            if not isinstance(entries, dict):
+                raise DataError(f"{path} does not say which version of which model is in use.")
+        except DataError as error:
+            self._unread[role] = str(error)
+            return None
+        self._unread.pop(role, None)
+        # A damaged entry takes no model out of use: it fails to be brought up.
+        return {str(model): entry if isinstance(entry, dict) else {} for model, entry in entries.items()}
+
+    def _path(self, role: Role) -> Path:
+        return self._root / ".mill" / f"{role}.json"
+
+    def _known(self) -> list[tuple[tuple[Role, str], _Slot]]:
+        return sorted(self._slots.items(), key=lambda item: item[0])
 
     def _watch(self) -> None:
-        seen = _state(self._root / ".mill" / "live.json")
+        seen = None
         while not self._stopping.wait(_LOOK_SECONDS):
-            now = _state(self._root / ".mill" / "live.json")
+            now = [_state(self._path(role)) for role in get_args(Role)]
             if now != seen:
                 seen = now
                 self.refresh()
+            self._give_up_the_slow()
+
+    def _give_up_the_slow(self) -> None:
+        limit = self._serving.swap_seconds
+        for (role, model), slot in self._known():
+            entry = slot.wanted
+            # Where nothing answers yet, late is better than never.
+            if (
+                entry is not None
+                and slot.served is not None
+                and slot.is_coming
+                and time.monotonic() - slot.since > limit
+            ):
+                self._stay_out(
+                    role, model, entry, f"{entry.get('folder')} is not up after {limit:g} s (flows.serve.swap_seconds)."
+                )
+
+
+def _retire(served: Served) -> None:
+    # By a thread: nothing waits for a long queue to be answered.
+    threading.Thread(target=served.batcher.close, name=f"retire-{served.version}", daemon=True).start()
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:
@@ -158,56 +229,3 @@ def _state(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return dict(read_json(path)) if path.exists() else {}
-
-
-def _open(root: Path, model: str, entry: Mapping[str, Any], serving: Serving) -> Served:
-    """Load one version. Raises ReleaseError or DataError where it is not whole, or does not compute what it should."""
-    try:
-        folder, manifest_sha256 = root / str(entry["folder"]), str(entry["manifest_sha256"])
-    except (KeyError, TypeError):
-        raise ReleaseError(
-            f"{root / '.mill' / 'live.json'}: the entry of {model} is damaged. Run `mill rollback`."
-        ) from None
-    release = open_release(folder, mend=f"`mill rollback {model}` puts another version in use.")
-    if sha256_of(folder / MANIFEST) != manifest_sha256:
-        raise ReleaseError(f"{folder / MANIFEST} is not the one that was put in use. Run `mill rollback {model}`.")
-    answerer = open_answerer(release, threads=serving.threads or os.cpu_count() or 1)
-    _check_canaries(release, answerer, serving.swap_seconds)
-    inputs = answerer.runtime.problem.inputs
-
-    def lengths(rows: pl.DataFrame) -> list[float]:
-        chars = pl.sum_horizontal(pl.col(name).cast(pl.String).str.len_chars() for name in inputs)
-        # What is longer than the model reads costs no more.
-        return (
-            rows.select((chars.clip(upper_bound=8 * answerer.runtime.max_tokens) + _ROW_COST).cast(pl.Float64))
-            .to_series()
-            .to_list()
-        )
-
-    batcher = Batcher(
-        lambda rows: answerer.traced(rows, serving.batch_rows),
-        lengths,
-        batch_rows=serving.batch_rows,
-        wait_seconds=serving.batch_wait_ms / 1000,
-        queue_rows=serving.queue_rows,
-        queue_seconds=serving.queue_seconds,
-        name=f"{model}-{release.version}",
-    )
-    return Served(model, release, answerer, batcher, entry)
-
-
-def _check_canaries(release: Release, answerer: Answerer, swap_seconds: float) -> None:
-    started = time.monotonic()
-    found = differences(read_json(release.folder / GOLDEN), answerer.runtime, answerer.runtime.problem)
-    seconds = time.monotonic() - started
-    if found:
-        raise ReleaseError(f"{release.folder} does not answer as it did where it was made. {found[0]}")
-    if seconds > swap_seconds:
-        raise ReleaseError(
-            f"{release.folder} took {seconds:.1f} s for its golden rows; flows.serve.swap_seconds allows "
-            f"{swap_seconds:g}."
-        )

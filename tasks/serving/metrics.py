@@ -14,7 +14,7 @@ from tasks.serving.batcher import Busy
 if TYPE_CHECKING:
     from tasks.serving.live import Live
 
-_SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 
 class Metrics:
@@ -30,6 +30,13 @@ class Metrics:
             "modelmill_request_seconds", "From the parsed request to its answer", ["model"], buckets=_SECONDS,
             registry=self._registry,
         )  # fmt: skip
+        self.journal_seconds = Histogram(
+            "modelmill_journal_seconds", "From an answer to its being in the journal", buckets=_SECONDS,
+            registry=self._registry,
+        )  # fmt: skip
+        self.shadow = Counter(
+            "modelmill_shadow_rows", "Rows copied to a challenger", ["model", "outcome"], registry=self._registry
+        )
         self._waiting = Gauge("modelmill_requests_waiting", "Requests not yet answered", registry=self._registry)
         self._registry.register(_LiveCollector(live))
 
@@ -66,6 +73,12 @@ class _LiveCollector(Collector):
         for served in self._live.served:
             versions.add_metric([served.model, served.version], 1)
             queued.add_metric([served.model], served.batcher.queued_rows)
+        failures = GaugeMetricFamily(
+            "modelmill_version_failed", "1 for what was to take over and could not", labels=["model"]
+        )
+        for model in self._live.failures:
+            failures.add_metric([model], 1)
         yield versions
         yield queued
+        yield failures
         yield GaugeMetricFamily("modelmill_swaps", "Versions that took over", value=self._live.num_swaps)

@@ -6,7 +6,7 @@ the tensors' bytes, with the JSON's length in the header `Inference-Header-Conte
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ class Inference:
     """A request that was understood: its rows, and how the caller wants the answer."""
 
     request_id: str | None
-    rows: pl.DataFrame
+    rows: Sequence[Mapping[str, Any]]
     wanted: Mapping[str, bool]  # outputs by name: whether in binary; empty means all
     binary: bool  # the outputs that are not named
 
@@ -71,16 +71,17 @@ def read_inference(body: bytes, header_length: str | None, problem: Problem, max
     lengths = {len(values) for values in columns.values()}
     if len(lengths) != 1 or not 1 <= min(lengths) <= max_rows:
         raise BadRequest(f"Every input takes the same number of rows, from 1 to {max_rows}.")
+    frame = frame_of(problem, {name: columns[name] for name in problem.inputs})
     return Inference(
         _string(content.get("id"), "id"),
-        frame_of(problem, {name: columns[name] for name in problem.inputs}),
+        frame.to_dicts(),
         _wanted(content.get("outputs")),
         _parameters(content).get("binary_data_output") is True,
     )
 
 
 def write_inference(
-    answers: pl.DataFrame, inference: Inference, *, model: str, version: str
+    answers: pl.DataFrame, inference: Inference, *, model: str, version: str, latency_ms: float
 ) -> tuple[bytes, int | None]:
     """The answer's body, and the JSON's length in it where tensors follow in binary. Raises BadRequest."""
     names = list(inference.wanted) or answers.columns
@@ -98,7 +99,12 @@ def write_inference(
         else:
             tensor["data"] = array.ravel().tolist()
         outputs.append(tensor)
-    content: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": outputs}
+    content: dict[str, Any] = {
+        "model_name": model,
+        "model_version": version,
+        "parameters": {"latency_ms": latency_ms},
+        "outputs": outputs,
+    }
     if inference.request_id is not None:
         content["id"] = inference.request_id
     head = orjson.dumps(content)

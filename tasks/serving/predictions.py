@@ -1,7 +1,6 @@
 """The plain routes: ask a model, and say later what would have been right."""
 
 import asyncio
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,12 +11,24 @@ from tasks.errors import did_you_mean
 from tasks.journal import Label
 from tasks.problems import Problem
 from tasks.release import CARD
-from tasks.serving.live import Served
 from tasks.serving.replies import Json, body, errors
 from tasks.serving.requests import BadRequest, parse_json, rows_of
+from tasks.serving.served import Served
 from tasks.serving.service import Service
 
 _ONE_OR_MORE = {"oneOf": [{"type": "object"}, {"type": "array", "items": {"type": "object"}, "minItems": 1}]}
+_ANSWER = {
+    "type": "object",
+    "required": ["id", "model", "version", "reason", "latency_ms"],
+    "properties": {
+        "id": {"type": ["string", "null"], "description": "for feedback; null where there is no answer"},
+        "model": {"type": "string"},
+        "version": {"type": "string"},
+        "reason": {"type": ["string", "null"], "description": "why there is no answer"},
+        "latency_ms": {"type": "number"},
+    },
+}
+_ANSWERS = {"application/json": {"schema": {"oneOf": [_ANSWER, {"type": "array", "items": _ANSWER}]}}}
 
 
 def add_routes(app: FastAPI, service: Service) -> None:
@@ -40,21 +51,26 @@ def add_routes(app: FastAPI, service: Service) -> None:
         "/models/{name}/predict",
         summary="Answer one input, or a list of them",
         response_class=Json,
-        responses=errors(400, 408, 413, 503),
+        responses={
+            200: {"description": "An answer, or a list of them in the order asked.", "content": _ANSWERS},
+            **errors(400, 408, 413, 503),
+        },
         openapi_extra=body(_ONE_OR_MORE),
     )
     async def predict(name: str, request: Request) -> Response:
-        started = time.perf_counter()
         client = service.admit(request, "predict")
         problem = live.get(name).problem
         rows, is_alone = rows_of(parse_json(await request.body()), problem, serving.max_rows)
-        answered = await service.answer(name, rows, client, started)
-        every = {"model": name, "latency_ms": answered.latency_ms}
-        listed = [{**answer, **every} for answer in answered.answers.to_dicts()]
+        answered = await service.answer(name, rows, request, client)
+        every = {"model": name, "version": answered.served.version, "latency_ms": answered.latency_ms}
+        listed = [
+            {"id": found, **row.answer, "reason": row.reason, **every}
+            for found, row in zip(answered.ids, answered.rows, strict=True)
+        ]
         if not is_alone:
             return Json(listed)
-        if listed[0]["reason"]:
-            raise BadRequest(f"There is no answer: {listed[0]['reason']}.")
+        if answered.rows[0].reason:
+            raise BadRequest(f"There is no answer: {answered.rows[0].reason}.")
         return Json(listed[0])
 
     @app.post(

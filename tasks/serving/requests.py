@@ -26,7 +26,7 @@ def parse_json(body: bytes) -> Any:
         raise BadRequest(f"The body is not JSON in UTF-8: {error}.", 400) from None
 
 
-def rows_of(content: Any, problem: Problem, max_rows: int) -> tuple[pl.DataFrame, bool]:
+def rows_of(content: Any, problem: Problem, max_rows: int) -> tuple[list[Mapping[str, Any]], bool]:
     """The rows of one input or of a list of them, and whether it was one. Raises BadRequest naming what is wrong."""
     alone = isinstance(content, Mapping)
     listed = [content] if alone else content
@@ -38,7 +38,10 @@ def rows_of(content: Any, problem: Problem, max_rows: int) -> tuple[pl.DataFrame
         raise BadRequest(f"{len(listed)} rows in one request; at most {max_rows} are taken. Send several.", 413)
     for number, row in enumerate(listed):
         _check(row, problem, "" if alone else f"Row {number}: ")
-    return frame_of(problem, {name: [row[name] for row in listed] for name in problem.inputs}), alone
+    # Texts are known to be texts by now; of other types a frame knows best.
+    if any(problem.columns[name] != pl.String() for name in problem.inputs):
+        frame_of(problem, {name: [row[name] for row in listed] for name in problem.inputs})
+    return listed, alone
 
 
 def frame_of(problem: Problem, columns: Mapping[str, list[Any]]) -> pl.DataFrame:

@@ -1,22 +1,25 @@
 """What every route does: who asks, which version answers, and the journal's line before the answer goes out."""
 
 import asyncio
+import logging
 import time
 import uuid
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-import polars as pl
 from fastapi import Request
 
+from tasks.answers import Traced
 from tasks.journal import Journal, Prediction
-from tasks.serving.batcher import Retired
+from tasks.serving.batcher import Busy, Retired
 from tasks.serving.keys import Client, Keys, Scope
-from tasks.serving.live import Live, Served
+from tasks.serving.lanes import Row
+from tasks.serving.live import Live
 from tasks.serving.metrics import Metrics
+from tasks.serving.served import Served
 from tasks.serving.settings import Serving
 
-# What an answer's frame carries for the journal alone.
-_TRACE = ("inputs", "embedding")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Answered:
     """The answers to a request's rows, all of one version, as they stand in the journal."""
 
     served: Served
-    answers: pl.DataFrame  # id (null where there is no answer), the problem's columns, reason, version
+    ids: Sequence[str | None]  # None where there is no answer
+    rows: Sequence[Traced]
     latency_ms: float
 
 
@@ -37,24 +41,37 @@ class Service:
     metrics: Metrics
     journal: Journal
     keys: Keys
+    _copies: set["asyncio.Task[None]"] = field(default_factory=set)
 
     def admit(self, request: Request, scope: Scope) -> Client | None:
         """Who asks; None where no keys are in use. Raises Denied or TooOften."""
-        return self.keys.admit(request.headers.get("authorization"), scope)
+        client = self.keys.admit(request.headers.get("authorization"), scope)
+        request.state.client = None if client is None else client.name
+        return client
 
-    async def answer(self, model: str, rows: pl.DataFrame, client: Client | None, started: float) -> Answered:
-        """Answer rows and write that down. `started` is the request's, of time.perf_counter."""
+    async def answer(self, model: str, rows: Sequence[Row], request: Request, client: Client | None) -> Answered:
+        """Answer rows and write that down."""
+        started = time.perf_counter()
         with self.metrics.request(model, len(rows)):
             served, traced = await self._compute(model, rows)
-            ids = [None if reason else uuid.uuid4().hex for reason in traced["reason"]]
-            answers = traced.drop(_TRACE).insert_column(0, pl.Series("id", ids, dtype=pl.String))
+            ids = [None if row.reason else uuid.uuid4().hex for row in traced]
             latency_ms = round(1000 * (time.perf_counter() - started), 3)
-            lines = _journal_lines(served, answers, traced, client, latency_ms)
+            answered = Answered(served, ids, traced, latency_ms)
+            lines = _journal_lines(answered, client)
+            request.state.told = {"version": served.version, "rows": len(rows), "answered": len(lines)}
             if lines:
+                written = time.perf_counter()
                 await asyncio.wrap_future(self.journal.record(lines))
-        return Answered(served, answers, latency_ms)
+                self.metrics.journal_seconds.observe(time.perf_counter() - written)
+                self._copy_to_shadow(rows, answered, client)
+        return answered
 
-    async def _compute(self, model: str, rows: pl.DataFrame) -> tuple[Served, pl.DataFrame]:
+    async def end(self) -> None:
+        """Wait for the copies that are still under way."""
+        if self._copies:
+            await asyncio.wait(self._copies)
+
+    async def _compute(self, model: str, rows: Sequence[Row]) -> tuple[Served, Sequence[Traced]]:
         while True:
             served = self.live.get(model)
             try:
@@ -63,32 +80,59 @@ class Service:
                 continue
             return served, await asyncio.wrap_future(future)
 
+    def _copy_to_shadow(self, rows: Sequence[Row], answered: Answered, client: Client | None) -> None:
+        """Ask the challenger the same, where there is one and nobody waits; its answers go into the journal alone."""
+        shadow = self.live.shadow(answered.served.model)
+        if shadow is None or shadow.version == answered.served.version or not self._is_chosen(answered):
+            return
+        if answered.served.batcher.queued_rows:
+            self.metrics.shadow.labels(shadow.model, "left_out").inc(len(rows))
+            return
+        task = asyncio.get_running_loop().create_task(self._ask_shadow(shadow, rows, answered, client))
+        self._copies.add(task)  # the loop itself would forget it
+        task.add_done_callback(self._copies.discard)
+
+    def _is_chosen(self, answered: Answered) -> bool:
+        """A share of the requests, by what their ids happen to be."""
+        first = next(found for found in answered.ids if found is not None)
+        return int(first[:8], 16) < self.serving.shadow * 2**32
+
+    async def _ask_shadow(self, shadow: Served, rows: Sequence[Row], answered: Answered, client: Client | None) -> None:
+        started = time.perf_counter()
+        try:
+            traced = await asyncio.wrap_future(shadow.batcher.submit(rows))
+            pairs = zip(traced, answered.ids, strict=True)
+            ids = [None if row.reason or copied is None else uuid.uuid4().hex for row, copied in pairs]
+            copy = Answered(shadow, ids, traced, round(1000 * (time.perf_counter() - started), 3))
+            lines = _journal_lines(copy, client, answered.ids)
+            if lines:
+                await asyncio.wrap_future(self.journal.record(lines))
+            outcome = "answered"
+        except (Busy, Retired):
+            outcome = "left_out"
+        except Exception:  # whatever it is, it concerns nobody who asked
+            outcome = "failed"
+            log.exception("the shadow failed", extra={"model": shadow.model, "version": shadow.version})
+        self.metrics.shadow.labels(shadow.model, outcome).inc(len(rows))
+
 
 def _journal_lines(
-    served: Served, answers: pl.DataFrame, traced: pl.DataFrame, client: Client | None, latency_ms: float
+    answered: Answered, client: Client | None, shadow_of: Sequence[str | None] | None = None
 ) -> list[Prediction]:
-    kept = traced["reason"].is_null()
-    if not kept.any():
-        return []
     at_us = time.time_ns() // 1000
-    rows = zip(
-        answers.filter(kept)["id"],
-        traced.filter(kept)["inputs"].to_list(),
-        answers.filter(kept).select(*served.answerer.columns).to_dicts(),
-        traced.filter(kept)["embedding"].to_numpy(),
-        strict=True,
-    )
     return [
         Prediction(
             id=prediction_id,
             at_us=at_us,
-            model=served.model,
-            version=served.version,
+            model=answered.served.model,
+            version=answered.served.version,
             client=None if client is None else client.name,
-            inputs=inputs,
-            answer=answer,
-            latency_ms=latency_ms,
-            embedding=embedding,
+            inputs=row.inputs,
+            answer=row.answer,
+            latency_ms=answered.latency_ms,
+            embedding=row.embedding,
+            shadow_of=shadow_of[number] if shadow_of is not None else None,
         )
-        for prediction_id, inputs, answer, embedding in rows
+        for number, (prediction_id, row) in enumerate(zip(answered.ids, answered.rows, strict=True))
+        if prediction_id is not None
     ]

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tasks.params import Count, NotNegative, Positive, Section, Text
+from tasks.params import Count, NotNegative, Positive, Section, Share, Text
 
 
 class Serving(Section):
@@ -12,7 +12,7 @@ class Serving(Section):
 
     host: Text
     port: Annotated[int, Field(ge=0, le=65535)]  # 0 takes a free one
-    threads: Count | None  # of each model's session; null takes the cores of this machine
+    threads: Count | None  # of each model; null takes the cores that this process may use
     batch_rows: Count  # computed at once
     batch_wait_ms: NotNegative  # how long the first of a batch waits for others
     queue_rows: Count  # waiting; whoever comes then is sent away with 429
@@ -20,7 +20,8 @@ class Serving(Section):
     max_rows: Count  # in one request
     max_request_mb: Positive
     body_seconds: Positive  # for a caller to send the request
-    swap_seconds: Positive  # for a version to answer its golden rows before it takes over
+    swap_seconds: Positive  # for a version to be loaded and proved before it takes over
+    shadow: Share  # of the requests that the newest challenger gets a copy of; its answers go into the journal alone
 
 
 class Keeping(Section):
