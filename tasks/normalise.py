@@ -20,6 +20,7 @@ _UNTIDY = rf"{_WHITE}{{2}}|[^\S ]|[\x1c-\x1f]|^\s|\s$"
 
 # Tags that begin a new line or cell in a browser, so that the words on both sides of one are two words. Those that a
 # parser reads with rules of their own (title, textarea, …) stand here too: their words are words like others.
+_NOT_ASCII = r"[^\x00-\x7f]"
 _BLOCKS = (
     "address|article|aside|blockquote|body|br|button|caption|center|col|colgroup|dd|details|dialog|dir|div|dl|dt|"
     "fieldset|figcaption|figure|footer|form|frame|frameset|h[1-6]|head|header|hgroup|hr|html|iframe|img|input|legend|"
@@ -50,13 +51,19 @@ def normalised(rows: pl.DataFrame, columns: Sequence[str], params: Tidy) -> pl.D
     return rows.with_columns(normalise(text, params.unicode) for text in texts)
 
 
+def untidy(column: str, params: Tidy) -> pl.Expr:
+    """Whether `normalised` may change a text. Most are as they should be, and one look says so for all of them."""
+    patterns = (_INVISIBLE, _NOT_ASCII, _UNTIDY, *((_MARKUP,) if params.strip_markup else ()))
+    return pl.any_horizontal(pl.col(column).str.contains(pattern) for pattern in patterns)
+
+
 def normalise(texts: pl.Series, form: Literal["NFC", "NFKC"]) -> pl.Series:
     """Unicode in one form, without what is invisible, one space for any white space and none at either end.
 
     Normalising twice changes nothing more.
     """
     texts = _where(_INVISIBLE, texts, lambda some: some.str.replace_all(_INVISIBLE, ""))
-    texts = _where(r"[^\x00-\x7f]", texts, lambda some: some.str.normalize(form))
+    texts = _where(_NOT_ASCII, texts, lambda some: some.str.normalize(form))
     return _where(_UNTIDY, texts, lambda some: some.str.replace_all(rf"{_WHITE}+", " ").str.strip_chars(" "))
 
 

@@ -63,6 +63,11 @@ def redact(
     return rows.with_columns(rows[column].scatter(numbers, changed[column]) for column in columns), dict(counts)
 
 
+def suspect(column: str, kinds: Sequence[Kind]) -> pl.Expr:
+    """Whether `redact` may change a text."""
+    return pl.any_horizontal(pl.lit(value=False), *(pl.col(column).str.contains(_SUSPICION[kind]) for kind in kinds))
+
+
 def redact_texts(
     texts: Sequence[str | None], kinds: Sequence[Kind], phone_regions: Sequence[str]
 ) -> tuple[list[str | None], dict[Kind, int]]:

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from tasks import problems
 from tasks.errors import DataError
-from tasks.normalise import normalised
+from tasks.normalise import normalised, untidy
 from tasks.params import Tidy
 from tasks.problems import Problem, Signature
-from tasks.redact import redact
+from tasks.redact import redact, suspect
 from tasks.shards import read_json
 
 if TYPE_CHECKING:
@@ -56,6 +56,10 @@ class Runtime:
     def tidied(self, rows: pl.DataFrame) -> pl.DataFrame:
         """The rows as those were tidied that the model has learned from. Once only: `&amp;lt;` is not `<`."""
         columns = [name for name in self.problem.texts if name in self.problem.inputs]
+        looks = [look for name in columns for look in (untidy(name, self.tidy), suspect(name, self.tidy.redact))]
+        # One look over all instead of a dozen: with a row or two at a time, those would take as long as the model.
+        if not columns or not rows.select(pl.any_horizontal(looks).any()).item():
+            return rows
         return redact(normalised(rows, columns, self.tidy), columns, self.tidy.redact, self.tidy.phone_regions)[0]
 
     def answer(self, rows: pl.DataFrame, batch_size: int = 64) -> pl.DataFrame:

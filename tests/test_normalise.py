@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.normalise import normalise, strip_markup
+from tasks.normalise import normalise, normalised, strip_markup, untidy
+from tasks.params import Tidy
 
 
 def stripped(text):
@@ -117,3 +118,14 @@ def test_normalising_twice_changes_nothing_more(texts, form):
 @given(st.lists(st.text(alphabet="<>/&;#\"'= abp\0\x01br-!lt3", max_size=60), min_size=1))
 def test_any_soup_of_tags_is_read_without_a_crash(texts):
     assert len(strip_markup(pl.Series(texts, dtype=pl.String))) == len(texts)
+
+
+PIECES = ["a", " ", "  ", "<b>", "</b>", "&amp;", "é", "e\u0301", "\u200b", "\t", "\x1c", "<!-- -->", "<3", "AT&T", "."]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=6).map("".join), st.booleans())
+def test_what_is_not_looked_at_again_was_as_it_should_be(text, strips):
+    tidy = Tidy(unicode="NFC", strip_markup=strips, redact=[], phone_regions=[])
+    rows = pl.DataFrame({"text": [text]})
+    may_change = rows.select(untidy("text", tidy)).item()
+    assert may_change or normalised(rows, ["text"], tidy).equals(rows)

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.redact import PSEUDONYM, redact, redact_texts
+from tasks.redact import PSEUDONYM, redact, redact_texts, suspect
 
 ALL = ["email", "phone", "ip", "card", "iban"]
 REGIONS = ["US", "GB"]
@@ -146,3 +146,10 @@ def test_no_number_appears_before_the_one_below_it(text):
         if int(number) not in numbers:
             numbers.append(int(number))
     assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in met.values())
+
+
+@pytest.mark.parametrize("text", ["ann@example.org", "(202) 555-0123", "192.168.0.17", "4111 1111 1111 1111"])
+def test_one_look_suspects_a_text_that_is_redacted_and_not_one_without(text):
+    rows = pl.DataFrame({"text": [f"write or call {text}", "a film of 1994, 3.5 stars", None]})
+    assert rows.select(suspect("text", ALL)).to_series().to_list() == [True, False, None]
+    assert not rows.select(suspect("text", [])).to_series().any()
