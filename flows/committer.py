@@ -158,6 +158,9 @@ class Committer:
     def _begin(self, address: str, force: bool) -> Settled | Shell:
         stage = self._current(address)
         self._held.take(address, stage)
+        # Until it is recorded it knows its new inputs and its old outputs. Were it begun again like this, DVC would
+        # take the one for what made the other.
+        self._outdated.add(address)
         try:
             found = _prepare(stage, force)
             if isinstance(found, Shell):
@@ -186,6 +189,7 @@ class Committer:
         else:
             stage.dump(update_pipeline=False)
         self._locks[file] = _content(file)
+        self._outdated.discard(address)
 
     def _write_lock(self, file: Path, stage: "PipelineStage", place: int) -> None:
         """Put a stage into its dvc.lock, where `dvc repro` would have: old entries stay, new ones follow in its order.

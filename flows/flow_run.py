@@ -32,7 +32,7 @@ class TaskRuns:
         """The last result of `work`: `collect` is tried again where it fails."""
         from prefect import get_run_logger, task
         from prefect.cache_policies import NO_CACHE
-        from prefect.utilities.annotations import allow_failure
+        from prefect.states import Completed
 
         results: list[Result] = []
         retries = self._params.collect_retries if node.word == _RETRIED else 0
@@ -40,7 +40,6 @@ class TaskRuns:
         @task(
             name=node.address,
             task_run_name=lambda: node.address,
-            tags=[node.word],
             retries=retries,
             retry_delay_seconds=self._params.collect_retry_seconds,
             retry_condition_fn=lambda *_: not self._is_stopped(),
@@ -54,8 +53,10 @@ class TaskRuns:
                 self._output(node.address, f"to be tried again in {self._params.collect_retry_seconds:g} s")
             return _state(results[-1])
 
-        # The states of what came before draw the edges of the flow run's graph.
-        before = [allow_failure(self._states[need.address]) for need in upstream if need.address in self._states]
+        # They draw the edges of the flow run's graph. Whether a stage may run is decided elsewhere, so that Prefect is
+        # told of nothing that it would wait for.
+        known = [self._states[need.address] for need in upstream if need.address in self._states]
+        before = [Completed(state_details=state.state_details) for state in known]
         try:
             self._states[node.address] = stage(wait_for=before, return_state=True)
         except Exception as error:

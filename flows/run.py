@@ -1,15 +1,16 @@
-"""`mill run`: bring lines up to date with DVC, put accepted releases in use, and say what came of it."""
+"""`mill run`: bring lines up to date as a flow of Prefect, put accepted releases in use, and say what came of it."""
 
-import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flows.index import build_index
+from flows.line import INTERRUPTED, Ended, run_line
+from flows.merge import model_of_stage
+from flows.params import load_flows
+from flows.scheduling import Result
 from flows.store import current, put_in_use
 from flows.tally import Step, steps
 from tasks import problems
@@ -22,16 +23,27 @@ from tasks.release import read_release
 DONE, FAILED, REFUSED = 0, 1, 3
 
 
-def run(models: Sequence[str]) -> int:
-    """Bring the models' lines up to date, all of params.yaml without any. The exit code: 0, 1 failed, 3 refused.
+def run(models: Sequence[str], *, jobs: int | None = None, force: Sequence[str] = ()) -> int:
+    """Bring the models' lines up to date, without models every stage there is. The exit code: 0, 1 failed, 3 refused.
 
-    A line that fails stops no other one.
+    A stage that fails stops what depends on it, and nothing else. `jobs` is how many run at once, flows.line.jobs
+    without; `force` names stages to run though they are up to date.
     """
-    names = list(dict.fromkeys(models)) or list(load().models)
-    for name in names:
+    known, chosen = list(load().models), list(dict.fromkeys(models))
+    for name in chosen or known:
         _check_floors(name)
-    codes = [_run_one(Paths(name)) for name in names]
-    return FAILED if FAILED in codes else max(codes)
+    started = time.monotonic()
+    ended = run_line(Path(), chosen, known=known, params=load_flows().line, jobs=jobs, force=force)
+    if ended.why_stopped == INTERRUPTED:
+        raise KeyboardInterrupt
+    seconds = time.monotonic() - started
+    concluded = {name: _conclude(Paths(name), _of_model(ended, name, known)) for name in chosen or known}
+    page = build_index(Path())
+    for name, (_, said) in concluded.items():
+        _print_table(name, steps(Paths(name)), _of_model(ended, name, known), seconds)
+        print(f"\n{said}")
+    print(f"\n{_last_words(ended)}Look at {page}.", flush=True)
+    return FAILED if ended.failed or ended.why_stopped else max(code for code, _ in concluded.values())
 
 
 def _check_floors(name: str) -> None:
@@ -41,96 +53,58 @@ def _check_floors(name: str) -> None:
     check_floors({floor.partition("[")[0] for floor in params.deploy.floors}, problem.higher_is_better, problem)
 
 
-def _run_one(paths: Paths) -> int:
-    before = _ran_at(paths)
-    started = time.monotonic()
-    whole = _reproduce(f"{STAGES[-1]}@{paths.model}")
-    seconds = time.monotonic() - started
-    try:
-        code, said = _settle(paths) if whole else _failed(paths)
-    except MillError as error:
-        code, said = FAILED, str(error)
-    page = build_index(Path())
-    after = _ran_at(paths)
-    _print_table(paths.model, steps(paths), {stage for stage in STAGES if after[stage] != before[stage]}, seconds)
-    print(f"\n{said}\nLook at {page}.", flush=True)
-    return code
+def _of_model(ended: Ended, model: str, known: Sequence[str]) -> dict[str, Result]:
+    """The results of a model's stages, by the stage's name without the model's."""
+    found = {address.rpartition(":")[2]: result for address, result in ended.results.items()}
+    own = {name: result for name, result in found.items() if model_of_stage(name, known) == model}
+    return {name.replace(f"@{model}", ""): result for name, result in own.items()}
 
 
-def _reproduce(stage: str) -> bool:
-    """Let DVC bring a stage and all before it up to date, in a process group of its own; True where it did.
-
-    An interruption is passed on once to the whole group and waited for, so that the stage ends in its own way. Where
-    this process is killed, the group is interrupted as well.
-    """
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    # For Ctrl-C as well: under the handler that Polars installs, waiting is not interrupted. Before anything is
-    # started, since what a shell put into the background ignores SIGINT, and would hand that down.
-    former = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    # The group's leader waits for the end of a pipe that this process alone holds open, and then interrupts the group;
-    # SIGTERM would leave DVC's lock behind.
-    guard = subprocess.Popen(["sh", "-c", "trap '' INT; read _; kill -INT 0"], stdin=subprocess.PIPE, process_group=0)
-    # Its own group may not read the terminal, so it gets no input.
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro", stage],
-        env={**os.environ, "PATH": path},
-        stdin=subprocess.DEVNULL,
-        process_group=guard.pid,
-    )
-    try:
-        return process.wait() == 0
-    except KeyboardInterrupt:
-        os.killpg(guard.pid, signal.SIGINT)
-        process.wait()
-        raise
-    finally:
-        guard.kill()
-        guard.communicate()
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _ran_at(paths: Paths) -> dict[str, int | None]:
-    """When each stage last ran: it writes what it took as the last thing it does."""
-    files = {stage: paths.measured(stage) for stage in STAGES}
-    return {stage: file.stat().st_mtime_ns if file.exists() else None for stage, file in files.items()}
+def _conclude(paths: Paths, results: Mapping[str, Result]) -> tuple[int, str]:
+    """The exit code of a model's line, and what to say of it; an accepted release is put in use."""
+    bad = {stage: result for stage, result in results.items() if not result.is_good}
+    said, code = "", DONE
+    if STAGES[-1] not in bad:
+        try:
+            code, said = _settle(paths)
+        except MillError as error:
+            code, said = FAILED, str(error)
+    if not bad:
+        return code, said
+    first = next((stage for stage, result in bad.items() if result.outcome == "failed"), next(iter(bad)))
+    stopped = f"{paths.model} stopped at {first}. {bad[first].message}"
+    return FAILED, f"{stopped}\n{said or _in_use(paths)}"
 
 
 def _settle(paths: Paths) -> tuple[int, str]:
-    """Put an accepted release in use. The exit code and what to say: the verdict, and why it was refused."""
+    """Put an accepted release in use. The exit code and what to say: the verdict, and why it was refused.
+
+    Within `mill retrain`, which sets MILL_RETRAIN, nothing is put in use: it has a gate of its own.
+    """
     release = read_release(paths.release)
     metric = release.manifest["headline"]
     headline = f"{metric} {_spoken(release.manifest['metrics'][metric])}"
+    if release.accepted and os.environ.get("MILL_RETRAIN"):
+        return DONE, f"{paths.model} {release.version} is accepted: {headline}."
     if release.accepted:
-        put_in_use(paths.model)
-        return DONE, f"{paths.model} {release.version} is accepted and in use: {headline}."
+        used = put_in_use(paths.model)
+        if used.version == release.version:
+            return DONE, f"{paths.model} {release.version} is accepted and in use: {headline}."
+        return DONE, f"{paths.model} {release.version} is accepted: {headline}. The champion stays: {used.version}."
     reasons = "\n".join(f"  {reason}" for reason in release.reasons)
-    return REFUSED, f"{paths.model} {release.version} is refused: {headline}.\n{reasons}\n{_in_use(paths.model)}"
+    return REFUSED, f"{paths.model} {release.version} is refused: {headline}.\n{reasons}\n{_in_use(paths)}"
 
 
-def _failed(paths: Paths) -> tuple[int, str]:
-    stages = _stale(paths.model)
-    where = f"stopped at {stages[0]}" if stages else "did not run"
-    return FAILED, f"{paths.model} {where}; the reason stands above. {_in_use(paths.model)}"
+def _last_words(ended: Ended) -> str:
+    """What the models' own sentences do not say: that the run was stopped, and what failed that is of no model."""
+    words = [f"The run was stopped: {ended.why_stopped}.\n"] if ended.why_stopped else []
+    words += [f"{result.message}\n" for result in ended.failed if "@" not in result.address]
+    return "".join(words)
 
 
-def _stale(model: str) -> list[str]:
-    """The stages that DVC would run next, in their order; none where DVC itself does not work."""
-    command = [sys.executable, "-m", "dvc", "status", "--json", "--with-deps", f"{STAGES[-1]}@{model}"]
-    answer = subprocess.run(command, capture_output=True, check=False)
+def _in_use(paths: Paths) -> str:
     try:
-        return [stage for stage in STAGES if f"{stage}@{model}" in json.loads(answer.stdout)]
-    except ValueError:
-        return []
-
-
-def _in_use(model: str) -> str:
-    try:
-        live = current(model)
+        live = current(paths.model)
     except MillError as error:
         return str(error)
     return f"The version in use is still {live.version}." if live else "No version is in use yet."
@@ -142,7 +116,7 @@ def _spoken(figures: Mapping[str, float | None]) -> str:
     return f"{figures['value']:.3f} ({figures['low']:.3f} to {figures['high']:.3f})"
 
 
-def _print_table(model: str, found: Sequence[Step], ran: set[str], seconds: float) -> None:
+def _print_table(model: str, found: Sequence[Step], results: Mapping[str, Result], seconds: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -152,11 +126,22 @@ def _print_table(model: str, found: Sequence[Step], ran: set[str], seconds: floa
     for header in ("stage", "time", "rows in", "rows out", "where to look"):
         table.add_column(header, justify="left" if header in ("stage", "where to look") else "right", overflow="fold")
     for step in found:
-        took = "up to date" if step.stage not in ran else "" if step.seconds is None else f"{step.seconds:.1f} s"
+        took = _took(results.get(step.stage), step.seconds)
         table.add_row(step.stage, took, _count(step.rows_in), _count(step.rows_out), str(step.look or ""))
+    for stage in sorted(results.keys() - {step.stage for step in found}):  # those that people have added
+        table.add_row(stage, _took(results[stage], None), "", "", "")
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     console.print()
     console.print(table)
+
+
+def _took(result: Result | None, measured: float | None) -> str:
+    """What a stage took, or what became of it where it did not run; as it says itself, where it does."""
+    if result is None:
+        return ""
+    if result.outcome == "ran":
+        return f"{result.seconds if measured is None else measured:.1f} s"
+    return {"cached": "up to date", "restored": "from the run cache"}.get(result.outcome, result.outcome)
 
 
 def _count(rows: int | None) -> str:

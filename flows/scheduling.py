@@ -151,7 +151,7 @@ class Scheduler:
 
     def _watch(self, address: str, work: Callable[[], Result]) -> Result:
         node = self._nodes[address]
-        return self._watched(node, [self.results[need] for need in node.needs], work)
+        return self._watched(node, [self.results[need] for need in node.needs if need in self.results], work)
 
     def _work(self, node: Node) -> Result:
         """Bring a stage to an end: from DVC, or by its command."""

@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from tasks import problems
 from tasks.deploy import deploy
 from tasks.errors import ReleaseError
 from tasks.paths import Paths
-from tests.conftest import REPOSITORY, Line, tiny_params, write_params
+from tests.conftest import REPOSITORY, Line, tiny_params
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "120", "DVC_NO_ANALYTICS": "true"}
 
@@ -218,164 +216,6 @@ def test_a_release_that_computes_otherwise_here_is_not_put_in_use(line: Line) ->
     with pytest.raises(ReleaseError, match="does not compute on this machine what it did where it was made"):
         store.put_in_use("tiny", line.paths.root)
     assert store.current("tiny", line.paths.root) is None
-
-
-# What DVC runs for `mill run` below: the ends of a line, made of copies of finished work.
-DVC_YAML = """
-stages:
-  collect:
-    foreach: [tiny]
-    do:
-      cmd: sh collect.sh
-      deps: [source]
-      outs: [collected]
-      metrics: [{reports/tiny/collect.json: {cache: false}}]
-  deploy:
-    foreach: [tiny]
-    do:
-      cmd: >-
-        cp -r prepared models/tiny/release && cp deploy.json reports/tiny/deploy.json
-        && echo '{"wall_seconds": 2.5}' > reports/tiny/measured/deploy.json
-      deps: [collected, prepared]
-      outs: [models/tiny/release]
-      metrics: [{reports/tiny/deploy.json: {cache: false}}]
-"""
-
-COLLECT = """
-grep -q broken source && { echo 'collect@tiny: the source is broken' >&2; exit 1; }
-grep -q slow source && { echo $$ > pid; touch started; sleep 60; }
-cp source collected
-echo '{"read": 10, "rows": 8}' > reports/tiny/collect.json
-echo '{"wall_seconds": 1.5}' > reports/tiny/measured/collect.json
-"""
-
-
-@pytest.fixture
-def repository(line: Line) -> Path:
-    """A DVC repository whose line is two commands; the release at its end is a real one."""
-    root = line.paths.root
-    line.paths.release.rename(root / "prepared")
-    line.paths.report("deploy").rename(root / "deploy.json")
-    (root / "dvc.yaml").write_text(DVC_YAML)
-    (root / "collect.sh").write_text(COLLECT)
-    (root / "source").write_text("good")
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], cwd=root, env=ENVIRONMENT, check=True)
-    return root
-
-
-def test_run_brings_a_line_up_to_date_and_puts_its_release_in_use(repository: Path) -> None:
-    first = mill("run", cwd=repository)
-    assert first.returncode == 0, first.stderr
-    version = json.loads((repository / "deploy.json").read_text())["version"]
-    assert f"tiny {version} is accepted and in use: accuracy 0." in first.stdout
-    collect = next(row for row in first.stdout.splitlines() if row.startswith("collect "))
-    assert collect.split()[1:5] == ["1.5", "s", "10", "8"]
-    assert (repository / "reports" / "index.html").exists()
-    assert store.current("tiny", repository) is not None
-
-    second = mill("run", "tiny", cwd=repository)
-    assert second.returncode == 0
-    collect = next(row for row in second.stdout.splitlines() if row.startswith("collect "))
-    assert "up to date" in collect
-
-
-def test_run_exits_with_3_where_the_release_is_refused_and_the_version_before_stays(
-    repository: Path, line: Line
-) -> None:
-    assert mill("run", cwd=repository).returncode == 0
-    before = store.current("tiny", repository)
-    assert before is not None
-    pack(line, floors={"accuracy": 0.99})
-    shutil.rmtree(repository / "prepared")
-    line.paths.release.rename(repository / "prepared")
-    done = mill("run", cwd=repository)
-    assert done.returncode == 3
-    assert "is refused: accuracy" in done.stdout
-    assert "below its floor of 0.99" in done.stdout
-    assert f"The version in use is still {before.version}." in done.stdout
-    assert store.current("tiny", repository) == before
-
-
-def test_run_exits_with_1_where_a_stage_fails_and_the_version_in_use_stays(repository: Path) -> None:
-    assert mill("run", cwd=repository).returncode == 0
-    before = store.current("tiny", repository)
-    (repository / "source").write_text("broken")
-    done = mill("run", cwd=repository)
-    assert done.returncode == 1
-    assert "the source is broken" in done.stderr
-    assert "tiny stopped at collect" in done.stdout
-    assert store.current("tiny", repository) == before
-    assert "sha-" in mill("predict", "tiny", TEXT, cwd=repository).stdout
-
-
-def test_a_misspelt_floor_is_found_before_anything_runs(repository: Path, line: Line) -> None:
-    write_params(Line(line.paths, tiny_params(floors={"acuracy": 0.5})))
-    done = mill("run", cwd=repository)
-    assert done.returncode == 1
-    assert "deploy.floors.acuracy is not a metric" in done.stderr
-    assert not (repository / "collected").exists()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_ends_the_stage_as_well_and_exits_with_130(repository: Path, number: signal.Signals) -> None:
-    (repository / "source").write_text("slow")
-    running = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "run"],
-        cwd=repository,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while not (repository / "started").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    running.send_signal(number)
-    try:
-        _, stderr = running.communicate(timeout=30)
-    finally:
-        running.kill()
-    assert running.returncode == 130
-    assert "mill run: interrupted" in stderr
-    assert "Traceback" not in stderr
-    (repository / "source").write_text("good")
-    assert mill("run", cwd=repository).returncode == 0
-
-
-def test_where_run_is_killed_the_stage_ends_as_well_and_the_next_run_goes_on(repository: Path) -> None:
-    (repository / "source").write_text("slow")
-    # As a script starts it in the background. Output goes nowhere, so that no broken pipe is what ends the stage.
-    running = subprocess.Popen(
-        ["sh", "-c", "trap '' INT; exec \"$0\" -m flows.cli run", sys.executable],
-        cwd=repository,
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    wait_until((repository / "started").exists, seconds=60)
-    group = os.getpgid(int((repository / "pid").read_text()))
-    assert group != os.getpgid(running.pid)
-    assert any("sleep" in command for command in commands_of(group))
-    assert any("dvc" in command for command in commands_of(group))
-    running.kill()
-    running.wait()
-    wait_until(lambda: not commands_of(group), seconds=5)
-    (repository / "source").write_text("good")
-    assert mill("run", cwd=repository).returncode == 0
-
-
-def commands_of(group: int) -> list[str]:
-    """What runs in a process group; the dead that nobody has asked for are left out."""
-    listed = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
-    processes = [line.split(maxsplit=2) for line in listed.splitlines()]
-    return [command for number, state, command in processes if int(number) == group and not state.startswith("Z")]
-
-
-def wait_until(true: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"it did not come true in {seconds} s"
-        time.sleep(0.05)
 
 
 def test_report_says_where_the_page_is(line: Line) -> None:
