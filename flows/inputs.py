@@ -25,7 +25,8 @@ def inputs_of(folder: Path, model: str) -> dict[str, Any]:
     paths, params_file = Paths(model, folder), folder / "params.yaml"
     params = load_model(model, params_file)
     read = {*_ALWAYS, *_read_by(folder / LOCK, model), params.pin}
-    places = {path.relative_to(folder).as_posix(): path for path in (paths.source_pin, paths.admissions)}
+    written = (paths.source_pin, paths.admissions, paths.forgotten)
+    places = {path.relative_to(folder).as_posix(): path for path in written}
     places[params.pin] = folder / params.pin
     # By their bytes: what pull has just written is in no commit yet, and will be in the next one.
     pulled = {name: sha256_of(path) for name, path in sorted(places.items()) if path.is_file()}

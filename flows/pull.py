@@ -17,12 +17,13 @@ from tasks.sources._listing import may_hold_many
 def pull(model: str, root: Path = Path()) -> str:
     """Move the model's pin to what its source has now, and say in a sentence what that changed.
 
-    Without new data the pin's file keeps its bytes. The model's list of admitted rows is made where there is none.
-    Raises SourceError where pinned data has changed, or the source cannot be read.
+    Without new data the pin's file keeps its bytes. The model's lists of admitted and of forgotten rows are made where
+    there are none. Raises SourceError where pinned data has changed, or the source cannot be read.
     """
     params, paths = load_model(model, root / "params.yaml"), Paths(model, root)
-    if not paths.admissions.exists():
-        write_text(paths.admissions, "\n")  # DVC warns of an empty file at every run
+    for listed in (paths.admissions, paths.forgotten):
+        if not listed.exists():
+            write_text(listed, "\n")  # DVC warns of an empty file at every run
     if root / params.pin != paths.source_pin:
         _check_inside(model, params, root)
         return f"{model}: the data is {params.pin}, in the repository; DVC itself sees its changes. Nothing to pull."

@@ -263,7 +263,7 @@ def _concluded(
 def _commit(run: _Run, message: str) -> str:
     """Commit what the run made, to its branch; the commit."""
     folder, paths = run.tree.folder, Paths(run.model)
-    made = ("dvc.lock", str(paths.source_pin), str(paths.admissions), str(paths.reports))
+    made = ("dvc.lock", *map(str, (paths.source_pin, paths.admissions, paths.forgotten, paths.reports)))
     git(folder, "add", "--update")
     git(folder, "add", "--all", "--", *(name for name in made if (folder / name).exists()))
     before = git(folder, "rev-parse", "HEAD")

@@ -95,6 +95,7 @@ def _collect(name: str) -> None:
     pin = paths.source_pin if Path(params.pin) == paths.source_pin else None
     collect(
         pin,
+        paths.forgotten,
         paths.collected,
         paths.report("collect"),
         params=params.collect,

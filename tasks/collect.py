@@ -1,7 +1,8 @@
 """Every row of the pinned source, once, with a stable id, in shards named by partition: `p00002-00000.parquet`.
 
 What was collected before and still fits its pin is kept byte for byte; only new partitions are read. Built from an
-empty folder, the bytes are the same.
+empty folder, the bytes are the same. Rows that were forgotten (`tasks/forgotten.py`) are in none of them: their shards
+alone are written again, without them.
 """
 
 import hashlib
@@ -10,8 +11,9 @@ import json
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import polars as pl
 
 from tasks.columns import check_columns, conformed, mapped, separator_of
 from tasks.errors import DataError, ParamsError, SourceError
+from tasks.forgotten import Forgotten, read_forgotten
 from tasks.ids import AFTER_CONTENT, AFTER_KEY, Renumbering, content_hash, renumber
 from tasks.params import Collect, CollectFiles
 from tasks.problems import Problem
@@ -58,14 +61,20 @@ class Collected:
     num_read: int
     types: Mapping[str, str]  # before they were made the same as in earlier partitions; {} without rows
     shards: tuple[Shard, ...]
+    forgotten: Mapping[str, int] = field(default_factory=dict)  # rows that were taken out, by their entry on the list
 
     @property
     def num_rows(self) -> int:
         return sum(shard.rows for shard in self.shards)
 
+    @property
+    def num_forgotten(self) -> int:
+        return sum(self.forgotten.values())
+
     def facts(self) -> dict[str, Any]:
         """What the manifest says of it."""
         return {
+            **({"forgotten": dict(sorted(self.forgotten.items()))} if self.forgotten else {}),
             "name": self.partition.name,
             "pin": self.partition.pin,
             "read": self.num_read,
@@ -76,17 +85,24 @@ class Collected:
 
 
 def collect(
-    pin: Path | None, collected: Path, report: Path, *, params: Collect, source: Source[Any], problem: Problem
+    pin: Path | None,
+    forgotten: Path,
+    collected: Path,
+    report: Path,
+    *,
+    params: Collect,
+    source: Source[Any],
+    problem: Problem,
 ) -> None:
-    """Write the rows of every partition to `collected`, and to `report` what came of them.
+    """Write the rows of every partition to `collected`, but for those that are `forgotten`, and a `report` of them.
 
     Without a `pin` the data is one file of the repository; ParamsError where it is more. Raises SourceError where a
     partition is neither in the folder already nor in the source, and where no row is left.
     """
     check_columns(params, problem)
     partitions = _partitions(pin, params, source)
-    recipe = _recipe(params, problem)
-    former = _former(collected, recipe)
+    recipe, listed = _recipe(params, problem), read_forgotten(forgotten)
+    former = _former(collected, recipe, listed)
     new = [partition for partition in partitions if _identity(partition) not in former]
     require_space(collected, sum(partition.pin.get("size", 0) for partition in new))
     with (
@@ -105,18 +121,21 @@ def collect(
             results.append(result)
         if schema is None:
             raise SourceError(_no_rows(results, params))
+        results = [_without(result, listed, params) for result in results]
         results, renumbering = _renumbered(results, params)
         shards = [shard for result in results for shard in result.shards]
         write_manifest(folder, shards, schema, partitions=[result.facts() for result in results], recipe=recipe)
         num_bytes = sum(shard.path.stat().st_size for shard in shards)
     _say_repeated(renumbering, params)
     num_read, num_rows = sum(result.num_read for result in results), sum(result.num_rows for result in results)
+    num_forgotten = sum(result.num_forgotten for result in results)
     write_json(
         report,
         {
             "bytes": num_bytes,
             "columns": {name: str(kind) for name, kind in schema.items()},
-            "excluded": num_read - num_rows,
+            "excluded": num_read - num_forgotten - num_rows,
+            "forgotten": num_forgotten,
             "partitions": len(results),
             "read": num_read,
             "repeated_keys": renumbering.num_repeated if separator_of(params) == AFTER_KEY else 0,
@@ -195,8 +214,11 @@ def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
-def _former(collected: Path, recipe: str) -> dict[tuple[str, str], Collected]:
-    """What an earlier run left, by name and pin; {} where nothing did, or by another recipe."""
+def _former(collected: Path, recipe: str, listed: Forgotten) -> dict[tuple[str, str], Collected]:
+    """What an earlier run left, by name and pin; {} where nothing did, or by another recipe.
+
+    Without the partitions that lack a row which is on the list no more: they have to be read again.
+    """
     try:
         manifest = read_json(collected / MANIFEST)
         shards = {shard.path.name: shard for shard in read_shards(collected)}
@@ -210,8 +232,10 @@ def _former(collected: Path, recipe: str) -> dict[tuple[str, str], Collected]:
             facts["read"],
             facts["types"],
             tuple(shards[name] for name in facts["shards"]),
+            facts.get("forgotten", {}),
         )
         for facts in manifest["partitions"]
+        if all(entry in listed for entry in facts.get("forgotten", {}))
     ]
     return {_identity(result.partition): result for result in results}
 
@@ -235,11 +259,27 @@ def _kept(former: Collected | None, number: int, folder: Path, schema: Schema | 
         except OSError:  # a file system without hard links
             shutil.copyfile(shard.path, path)
         shards.append(Shard(path, shard.rows, shard.sha256))
-    return Collected(former.partition, former.num_read, former.types, tuple(shards))
+    return replace(former, shards=tuple(shards))
 
 
 def _shard_name(number: int) -> str:
     return f"p{number:05d}"
+
+
+def _without(result: Collected, listed: Forgotten, params: Collect) -> Collected:
+    """The partition without its forgotten rows: the shards that held some are written again, under their names.
+
+    After they were cut to their size, so that the other rows stay in their shards, whenever a row was forgotten.
+    """
+    shards, gone = [], Counter(result.forgotten)
+    for shard in result.shards if not listed.is_empty else ():
+        ids = pl.read_parquet(shard.path, columns=["id"])["id"]
+        entries = listed.entries_of(ids, separator_of(params))
+        if entries.null_count() < len(entries):
+            gone.update(entries.drop_nulls())
+            shard = write_parquet(shard.path, shard.read().filter(entries.is_null()))
+        shards.append(shard)
+    return replace(result, shards=tuple(shards), forgotten=gone) if gone else result
 
 
 def _renumbered(results: list[Collected], params: Collect) -> tuple[list[Collected], Renumbering]:

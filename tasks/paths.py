@@ -27,6 +27,11 @@ class Paths:
         return self.root / "data" / self.model / "admitted.jsonl"
 
     @property
+    def forgotten(self) -> Path:
+        """Which rows must not be learned from, in Git, written by `mill forget`."""
+        return self.root / "data" / self.model / "forgotten.jsonl"
+
+    @property
     def collected(self) -> Path:
         return self.root / "data" / self.model / "collect"
 

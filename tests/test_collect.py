@@ -55,6 +55,10 @@ class Place:
         return self.root / "source.json"
 
     @property
+    def forgotten(self) -> Path:
+        return self.root / "forgotten.jsonl"
+
+    @property
     def collected(self) -> Path:
         return self.root / "collect"
 
@@ -69,6 +73,7 @@ class Place:
     def collect(self, source: Any = SOURCE, pinned: bool = True) -> pl.DataFrame:
         collect(
             self.pin if pinned else None,
+            self.forgotten,
             self.collected,
             self.root / "report.json",
             params=self.params,
@@ -117,7 +122,8 @@ def place(tmp_path: Path) -> Place:
 def test_every_row_of_the_shipped_reviews_that_the_where_names_is_there_once(tmp_path: Path) -> None:
     params = load_model("reviews", REPOSITORY / "params.yaml").collect
     params = params.model_copy(update={"path": str(REPOSITORY / "data/samples/reviews.parquet")})
-    collect(None, tmp_path / "collect", tmp_path / "report.json", params=params, source=SOURCE, problem=PROBLEM)
+    nothing, report = tmp_path / "forgotten.jsonl", tmp_path / "report.json"
+    collect(None, nothing, tmp_path / "collect", report, params=params, source=SOURCE, problem=PROBLEM)
 
     source = pl.read_parquet(REPOSITORY / "data/samples/reviews.parquet")
     chosen = source.filter((pl.col("domain") == "movie") & (pl.col("score") != 0))

@@ -47,6 +47,7 @@ def test_a_first_pull_pins_what_there_is_and_the_next_leaves_the_bytes(root: Pat
     assert pull("notes", root) == "notes: nothing new in the source; 1 partition pinned."
     assert (pin.read_bytes(), pin.stat().st_mtime_ns) == before
     assert (root / "data/notes/admitted.jsonl").read_text().strip() == ""
+    assert (root / "data/notes/forgotten.jsonl").read_text() == "\n"
 
 
 def test_new_files_come_behind(root: Path) -> None:
@@ -74,11 +75,12 @@ def test_admitted_rows_are_left_alone(root: Path) -> None:
     assert (root / "data/notes/admitted.jsonl").read_text() == '{"id": "1"}\n'
 
 
-def test_data_in_the_repository_needs_no_pull_but_gets_its_list_of_admitted_rows(root: Path) -> None:
+def test_data_in_the_repository_needs_no_pull_but_gets_its_lists(root: Path) -> None:
     write_params(root, **files_in("in/a.csv"), pin="in/a.csv")
     said = pull("notes", root)
     assert said == "notes: the data is in/a.csv, in the repository; DVC itself sees its changes. Nothing to pull."
     assert (root / "data/notes/admitted.jsonl").exists()
+    assert (root / "data/notes/forgotten.jsonl").exists()
     assert not (root / "data/notes/source.json").exists()
 
 

@@ -157,6 +157,7 @@ def test_no_credential_reaches_messages_pins_and_shards(
     write_pins(tmp_path / "source.json", SOURCE.partitions(said, []))
     collect(
         tmp_path / "source.json",
+        tmp_path / "forgotten.jsonl",
         tmp_path / "collect",
         tmp_path / "report.json",
         params=said,

@@ -161,7 +161,8 @@ def test_a_database_that_goes_away_in_mid_stream_replaces_nothing_and_the_next_r
             known = SOURCE.partitions(said, known)
             write_pins(pin, known)
         problem = problems.load("text_classification")
-        collect(pin, collected, tmp_path / "report.json", params=said, source=source, problem=problem)
+        nothing, report = tmp_path / "forgotten.jsonl", tmp_path / "report.json"
+        collect(pin, nothing, collected, report, params=said, source=source, problem=problem)
 
     doomed.run(fill.format(1, 2000))
     pull_and_collect()
@@ -187,6 +188,7 @@ def test_no_credential_reaches_what_is_written(server: Server, tmp_path: Path) -
     write_pins(tmp_path / "source.json", SOURCE.partitions(said, []))
     collect(
         tmp_path / "source.json",
+        tmp_path / "forgotten.jsonl",
         tmp_path / "collect",
         tmp_path / "report.json",
         params=said,
