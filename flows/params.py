@@ -37,6 +37,7 @@ class ServerParams(Section):
 
     port: Annotated[int, Field(ge=1, le=65535)]
     keep_runs_days: Count
+    work_pool: Text | None  # of Prefect, whose workers run the flows; null runs them here
 
 
 class StoreParams(Section):
