@@ -5,55 +5,95 @@ in use. That file is replaced atomically, so whoever reads it sees one version o
 """
 
 import contextlib
+import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from flows.tags import standing
 from tasks.errors import ReleaseError
 from tasks.paths import Paths
 from tasks.release import Release, open_release, read_release, refusal
 from tasks.shards import MANIFEST, atomic_folder, read_json, sha256_of, write_json
-
-_MEND = "It is the version in use: `mill run {model}` puts an accepted release in its place."
 
 
 def live_file(root: Path) -> Path:
     return root / ".mill" / "live.json"
 
 
-def put_in_use(model: str, root: Path = Path()) -> Release:
-    """Put the workspace's accepted release in use; where it is in use already, change nothing.
+def version_folder(root: Path, model: str, version: str) -> Path:
+    return root / ".mill" / "versions" / model / version
 
-    Raises ReleaseError where it is refused, is damaged, or computes something else on this machine.
+
+def put_in_use(model: str, root: Path = Path()) -> Release:
+    """Put the workspace's accepted release in use, unless the model has a champion; give the one that is in use now.
+
+    What a promotion has put in use only a promotion replaces: until then the champion's release is given, or the
+    workspace's where the champion's files are not on this machine. Raises ReleaseError where the workspace's release is
+    refused, is damaged, or computes something else on this machine.
     """
     release = open_release(Paths(model, root).release)
-    with _one_at_a_time(root):
-        folder = root / ".mill" / "versions" / model / release.version
-        if not _is_whole(folder):
-            _check_golden(release)
-            _copy(release, folder)
-        entry = {
-            "version": release.version,
-            "folder": folder.relative_to(root).as_posix(),
-            "manifest_sha256": sha256_of(folder / MANIFEST),
-        }
-        live = _read_live(root)
-        if live.get(model) != entry:
-            write_json(live_file(root), {**live, model: entry})
+    if standing(root, model):
+        return current(model, root) or release
+    with changing(root):
+        held = hold(model, release.version, root, lambda folder: _copy(release, folder), str(release.folder))
+        set_live(model, held, root)
+    return held
+
+
+def hold(model: str, version: str, root: Path, bring: Callable[[Path], object], source: str) -> Release:
+    """The files of a version in the store, whole; where they are not, `bring` fills an empty folder with them.
+
+    They are checked by hash and by what they compute here before they stand there. `source` is where they come from, in
+    words. Within `changing`. Raises ReleaseError.
+    """
+    folder = version_folder(root, model, version)
+    try:
+        return read_release(folder)
+    except ReleaseError:
+        pass
+    with atomic_folder(folder) as unfinished:
+        bring(unfinished)
+        release = read_release(unfinished, mend=f"They came from {source}.")
+        if release.version != version:
+            raise ReleaseError(f"{source} holds {release.version}, and not {version}.")
+        _check_golden(release, source)
     return read_release(folder)
+
+
+def set_live(model: str, release: Release, root: Path, **told: Any) -> None:
+    """Put a version of the store in use, with `told` beside what the server needs. Within `changing`.
+
+    Where it is in use already, nothing is written.
+    """
+    entry = {
+        "version": release.version,
+        "folder": release.folder.relative_to(root).as_posix(),
+        "manifest_sha256": sha256_of(release.folder / MANIFEST),
+        **told,
+    }
+    live = read_live(root)
+    if live.get(model) != entry:
+        write_json(live_file(root), {**live, model: entry})
 
 
 def current(model: str, root: Path = Path()) -> Release | None:
     """The version in use, whole; None where there is none yet. Raises ReleaseError where its files were changed."""
-    entry = _read_live(root).get(model)
+    entry = read_live(root).get(model)
     if entry is None:
         return None
-    mend = _MEND.format(model=model)
-    release = open_release(root / entry["folder"], mend=mend)
+    mend = _mend(model, entry)
+    release = open_release(root / entry["folder"], mend=mend, forced=bool(entry.get("forced")))
     if sha256_of(release.folder / MANIFEST) != entry["manifest_sha256"]:
         raise ReleaseError(f"{release.folder / MANIFEST} is not the one that was put in use. {mend}")
     return release
+
+
+def _mend(model: str, entry: Mapping[str, Any]) -> str:
+    if "tag" in entry:
+        return f"It is the version in use: `mill promote {entry['tag']} --why '…'` brings its files again."
+    return f"It is the version in use: `mill run {model}` puts an accepted release in its place."
 
 
 def usable(model: str, root: Path = Path()) -> tuple[Release, str | None]:
@@ -80,33 +120,32 @@ def usable(model: str, root: Path = Path()) -> tuple[Release, str | None]:
     if not newest.accepted:
         return live, f"{refusal(newest)} The version in use is {live.version}."
     if newest.version != live.version:
-        return live, f"{folder} holds {newest.version}. In use is {live.version}, until `mill run {model}` replaces it."
+        return live, f"{folder} holds {newest.version}. {_until(model, newest, root)}"
     return live, None
 
 
-def _read_live(root: Path) -> dict[str, Any]:
+def _until(model: str, newest: Release, root: Path) -> str:
+    """What is in use instead of the newest release, and what would change that."""
+    entry = read_live(root)[model]
+    if "tag" in entry:
+        return f"In use is {entry['tag']}, until another version is promoted: `mill retrain {model}` looks for one."
+    return f"In use is {entry['version']}, until `mill run {model}` replaces it."
+
+
+def read_live(root: Path) -> dict[str, Any]:
+    """What live.json says of each model."""
     file = live_file(root)
     return dict(read_json(file)) if file.exists() else {}
 
 
-def _is_whole(folder: Path) -> bool:
-    try:
-        read_release(folder)
-    except ReleaseError:
-        return False
-    return True
-
-
 def _copy(release: Release, folder: Path) -> None:
     # Copies and not links: a file edited in the workspace would change what is in use.
-    with atomic_folder(folder) as unfinished:
-        for name in release.files:
-            (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(release.folder / name, unfinished / name)
-        read_release(unfinished)
+    for name in release.files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(release.folder / name, folder / name)
 
 
-def _check_golden(release: Release) -> None:
+def _check_golden(release: Release, source: str) -> None:
     from tasks.golden import differences
     from tasks.problems import load
     from tasks.release import GOLDEN
@@ -117,15 +156,14 @@ def _check_golden(release: Release) -> None:
     found = differences(read_json(release.folder / GOLDEN), runtime, load(parameters["problem"]))
     if found:
         raise ReleaseError(
-            f"{release.folder} does not compute on this machine what it did where it was made. {found[0]} Run "
+            f"{source} does not compute on this machine what it did where it was made. {found[0]} Run "
             "`dvc repro --force` here, or leave int8 out of export.variants."
         )
 
 
 @contextlib.contextmanager
-def _one_at_a_time(root: Path) -> Iterator[None]:
-    import fcntl
-
+def changing(root: Path) -> Iterator[None]:
+    """Hold the store and live.json alone. Not to be taken twice: the second waits for the first."""
     live_file(root).parent.mkdir(parents=True, exist_ok=True)
     with (live_file(root).parent / "live.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -85,10 +85,13 @@ def read_release(folder: Path, *, mend: str = MEND_WORKSPACE) -> Release:
     return release
 
 
-def open_release(folder: Path, *, mend: str = MEND_WORKSPACE) -> Release:
-    """A release that may be used: whole, and accepted. Raises ReleaseError otherwise."""
+def open_release(folder: Path, *, mend: str = MEND_WORKSPACE, forced: bool = False) -> Release:
+    """A release that may be used: whole, and accepted. Raises ReleaseError otherwise.
+
+    `forced` takes a refused one as well: a person has said so, and why, where it was promoted.
+    """
     release = read_release(folder, mend=mend)
-    if not release.accepted:
+    if not release.accepted and not forced:
         raise ReleaseError(refusal(release))
     return release
 

@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
@@ -19,6 +19,9 @@ from tasks import problems
 from tasks.params import Model, Scratch, TrainedTokenizer, load_model
 from tasks.paths import Paths
 from tasks.shards import ShardWriter, write_json
+
+if TYPE_CHECKING:
+    from tests.registered import History
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -209,3 +212,20 @@ def served(prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     with temporary_settings({PREFECT_API_URL: prefect_api}):
         yield prefect_api
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory, released: Line) -> "History":
+    """A repository in which three releases of the model films were made and committed; the third was refused."""
+    from tests.registered import make_history
+
+    return make_history(tmp_path_factory.mktemp("made"), released)
+
+
+@pytest.fixture
+def history(made: "History", tmp_path: Path) -> "History":
+    """A copy of it of one's own."""
+    from tests.registered import History
+
+    root = Path(shutil.copytree(made.root, tmp_path / "repository", symlinks=True))
+    return History(root, made.commits, made.releases)

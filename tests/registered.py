@@ -1,0 +1,99 @@
+"""A repository whose history has made releases, by a line of one cheap stage: what the registry's tests stand on."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.git import git
+from tasks.release import MANIFEST, read_release, seal
+from tasks.shards import read_json, write_json, write_text
+from tests.conftest import REPOSITORY, Line, tiny_params
+
+# Packs the release that the file `which` names, and reports it as `deploy` does.
+MAKE = """
+import json, shutil, sys
+from pathlib import Path
+model, release = sys.argv[1], Path("RELEASES") / Path("which").read_text().strip()
+shutil.rmtree(f"models/{model}/release", ignore_errors=True)
+shutil.copytree(release, f"models/{model}/release")
+said = json.loads((release / "manifest.json").read_text())
+headline = {"metric": said["headline"], **said["metrics"][said["headline"]]}
+told = {"version": said["version"], "verdict": said["verdict"], "reasons": said["reasons"], "headline": headline}
+Path(f"reports/{model}").mkdir(parents=True, exist_ok=True)
+Path(f"reports/{model}/deploy.json").write_text(json.dumps(told))
+"""
+
+STAGES = """stages:
+  deploy:
+    foreach: ${models}
+    do:
+      cmd: python make.py ${key}
+      deps: [make.py, which]
+      outs:
+        - models/${key}/release
+        - reports/${key}/deploy.json: {cache: false}
+"""
+
+
+@dataclass(frozen=True)
+class History:
+    """The repository, and for each of its commits the release that it made: the third was refused."""
+
+    root: Path
+    commits: list[str]
+    releases: list[str]
+
+
+def make_history(folder: Path, released: Line) -> History:
+    """Commit three releases of the model films on main."""
+    for number in (1, 2, 3):
+        release = folder / "releases" / str(number)
+        shutil.copytree(released.paths.release, release)
+        facts = {key: value for key, value in read_json(release / MANIFEST).items() if key not in ("files", "version")}
+        verdict = {"verdict": "refused", "reasons": ["accuracy is below its floor."]} if number == 3 else {}
+        seal(release, {**facts, **verdict, "model": "films", "count": number})
+    root = folder / "repository"
+    root.mkdir()
+    git(root, "init", "-q", "-b", "main")
+    git(root, "config", "user.name", "t")
+    git(root, "config", "user.email", "t@localhost")
+    write_params(root)
+    write_text(root / "dvc.yaml", STAGES)
+    write_text(root / "make.py", MAKE.replace("RELEASES", str(folder / "releases")))
+    write_text(root / ".gitignore", "/.mill/\n/models/\n")
+    write_text(root / ".dvc/config", "[core]\n    analytics = false\n    autostage = false\n")
+    write_text(root / ".dvc/.gitignore", "/config.local\n/tmp\n/cache\n")
+    commits = [make_release(root, number) for number in (1, 2, 3)]
+    return History(root, commits, [read_release(folder / "releases" / str(number)).version for number in (1, 2, 3)])
+
+
+def make_release(root: Path, number: int) -> str:
+    """Let the line make one of the releases, and commit that."""
+    write_text(root / "which", f"{number}\n")
+    dvc(root, "repro", "-q")
+    git(root, "add", "-A")
+    git(root, "commit", "-q", "--allow-empty", "-m", f"release {number}")
+    return git(root, "rev-parse", "HEAD")
+
+
+def write_params(root: Path) -> None:
+    """One model, films, with the flows of the shipped one. JSON is YAML."""
+    from ruamel.yaml import YAML
+
+    shipped: dict[str, Any] = YAML(typ="safe").load((REPOSITORY / "params.yaml").read_text())["flows"]
+    gate = {"gate": shipped["models"]["reviews"]["gate"], "retrain": None}
+    params = tiny_params().model_dump(mode="json", by_alias=True, serialize_as_any=True)
+    write_json(root / "params.yaml", {"models": {"films": params}, "flows": {**shipped, "models": {"films": gate}}})
+
+
+def dvc(root: Path, *arguments: str) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["dvc", *arguments], cwd=root, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
