@@ -194,7 +194,7 @@ def promote(
     ] = False,
 ) -> None:
     """Put a version in use as the champion."""
-    from flows.registry import promote_by_name
+    from flows.promotion import promote_by_name
 
     print(promote_by_name(Path(), version, why=why, force=force))
 
@@ -206,7 +206,7 @@ def rollback(
     why: Why = "",
 ) -> None:
     """Put the champion before this one, or VERSION, back in use."""
-    from flows.registry import rollback as roll_back
+    from flows.promotion import rollback as roll_back
 
     print(roll_back(Path(), model, version, why=why))
 
@@ -317,6 +317,39 @@ def revoke_key(client: Annotated[str, typer.Argument(metavar="CLIENT")]) -> None
     from tasks.serving.keys import revoke_key as take_back
 
     take_back(Path(), client)
+
+
+@app.command()
+def trace(
+    prediction: Annotated[
+        str | None, typer.Argument(metavar="PREDICTION_ID", help="The `id` of an answer.", show_default=False)
+    ] = None,
+    row: Annotated[
+        str | None,
+        typer.Option("--row", metavar="ROW_ID", help="Instead: who learned from this row.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="With --row: this model's alone.", show_default=False)
+    ] = None,
+    nearest: Annotated[int, typer.Option("--nearest", min=0, help="So many training rows next to the prediction.")] = 0,
+    rows: Annotated[
+        Path | None,
+        typer.Option("--rows", metavar="OUT.parquet", help="The version's rows, written there.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="An object of facts, for programs.")] = False,
+) -> None:
+    """Follow a prediction back to version, gate, commit, parameters, data and source; or a row to all that saw it.
+
+    Exits with 1 where a link of the way is missing, or is not what the one before it names.
+    """
+    from flows.trace import trace as trace_prediction
+    from flows.trace import trace_row
+
+    if (prediction is None) == (row is None):
+        raise typer.BadParameter("Give either a PREDICTION_ID or --row ROW_ID.")
+    if row is not None:
+        raise typer.Exit(trace_row(Path(), row, model, as_json=as_json))
+    raise typer.Exit(trace_prediction(Path(), str(prediction), nearest=nearest, rows=rows, as_json=as_json))
 
 
 @app.command()

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flows.git import LIVE, attempt, check_live_is_free, git, holds, tip
 from flows.merge import MergeConflict, merge_by_model
 from flows.publish import owe
-from flows.registry import Version, champion, decisions, fetch, promote, register
-from tasks.paths import Paths
-from tasks.release import read_release
+from flows.registry import Version, champion, decisions, promote, register, release_at
 
 if TYPE_CHECKING:
     from tasks.release import Release
@@ -69,9 +67,8 @@ def finish(root: Path, model: str) -> Version | None:
     now = champion(root, model)
     if (now.tag if now else None) != last["champion"] or _was_promoted(root, model, last["commit"]):
         return None
-    name = Paths(model).release.as_posix()
-    folder = fetch(root, last["commit"], name, root / ".mill" / "retrain" / f"{model}-release")
-    return land(root, last, last["commit"], read_release(folder), last.get("why", ""))
+    release = release_at(root, model, last["commit"], last["challenger"])
+    return land(root, last, last["commit"], release, last.get("why", ""))
 
 
 def _was_promoted(root: Path, model: str, commit: str) -> bool:

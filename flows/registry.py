@@ -99,7 +99,7 @@ def promote(root: Path, version: Version, *, why: str, force: bool = False, **to
     """
     home = home_of(root)
     with changing(home):
-        release = _held(home, version)
+        release = _held(home, version.model, version.commit, version.release)
         if not release.accepted and not force:
             raise RegistryError(f"{version.tag} was refused: {' '.join(release.reasons)}")
         stands = standing(home, version.model)
@@ -139,6 +139,16 @@ def settle(root: Path) -> list[str]:
         except MillError as error:
             print(f"{model}: its champion could not be put in use. {error}", file=sys.stderr)
     return done
+
+
+def release_at(root: Path, model: str, commit: str, release: str) -> Release:
+    """A release that a commit has made, from the version store: it is brought there, and checked, where it is not yet.
+
+    Raises MillError where its files cannot be had whole.
+    """
+    home = home_of(root)
+    with changing(home):
+        return _held(home, model, commit, release)
 
 
 def fetch(root: Path, commit: str, path: str, folder: Path) -> Path:
@@ -221,16 +231,11 @@ def _check_same(version: Version, release: Release) -> None:
         )
 
 
-def _held(home: Path, version: Version) -> Release:
-    """The version's files in the store, from DVC's cache or remote. Within `changing`."""
-    path = Paths(version.model).release.as_posix()
-    return hold(
-        version.model,
-        version.release,
-        home,
-        lambda folder: bring(home, version.commit, path, folder),
-        f"{path} of {version.tag}",
-    )
+def _held(home: Path, model: str, commit: str, release: str) -> Release:
+    """The files of a commit's release in the store, from DVC's cache or remote. Within `changing`."""
+    path = Paths(model).release.as_posix()
+    source = f"{path} of the commit {commit[:10]}"
+    return hold(model, release, home, lambda folder: bring(home, commit, path, folder), source)
 
 
 def _follow(home: Path, model: str) -> bool:
@@ -239,7 +244,7 @@ def _follow(home: Path, model: str) -> bool:
     if now is None:
         return False
     before = read_live(home).get(model)
-    release = _held(home, now)
+    release = _held(home, model, now.commit, now.release)
     forced = {} if release.accepted else {"forced": True}
     set_live(model, release, home, tag=now.tag, number=now.number, **forced)
     return read_live(home).get(model) != before

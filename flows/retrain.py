@@ -60,7 +60,8 @@ def retrain(root: Path, model: str, *, force: bool = False, why: str = "") -> Re
         for name in clean_up(home):
             print(f"{name}: the worktree of a run that was killed, taken away.")
         _drop_undecided(home, model)
-        settle(home)
+        for said in settle(home):
+            print(said)
         finished = finish(home, model)
         if told := publish(home):
             print(told)
@@ -263,7 +264,10 @@ def _concluded(
 def _commit(run: _Run, message: str) -> str:
     """Commit what the run made, to its branch; the commit."""
     folder, paths = run.tree.folder, Paths(run.model)
-    made = ("dvc.lock", *map(str, (paths.source_pin, paths.admissions, paths.forgotten, paths.reports)))
+    made = (
+        "dvc.lock",
+        *map(str, (paths.source_pin, paths.feedback_pin, paths.admissions, paths.forgotten, paths.reports)),
+    )
     git(folder, "add", "--update")
     git(folder, "add", "--all", "--", *(name for name in made if (folder / name).exists()))
     before = git(folder, "rev-parse", "HEAD")

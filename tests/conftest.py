@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -225,7 +225,5 @@ def made(tmp_path_factory: pytest.TempPathFactory, released: Line) -> "History":
 @pytest.fixture
 def history(made: "History", tmp_path: Path) -> "History":
     """A copy of it of one's own."""
-    from tests.registered import History
-
     root = Path(shutil.copytree(made.root, tmp_path / "repository", symlinks=True))
-    return History(root, made.commits, made.releases)
+    return replace(made, root=root)

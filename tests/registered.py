@@ -44,6 +44,7 @@ class History:
     """The repository, and for each of its commits the release that it made: the third was refused."""
 
     root: Path
+    packed: Path  # the releases by their numbers
     commits: list[str]
     releases: list[str]
 
@@ -68,7 +69,8 @@ def make_history(folder: Path, released: Line) -> History:
     write_text(root / ".dvc/config", "[core]\n    analytics = false\n    autostage = false\n")
     write_text(root / ".dvc/.gitignore", "/config.local\n/tmp\n/cache\n")
     commits = [make_release(root, number) for number in (1, 2, 3)]
-    return History(root, commits, [read_release(folder / "releases" / str(number)).version for number in (1, 2, 3)])
+    packed = folder / "releases"
+    return History(root, packed, commits, [read_release(packed / str(number)).version for number in (1, 2, 3)])
 
 
 def make_release(root: Path, number: int) -> str:

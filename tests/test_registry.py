@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarni
 @pytest.fixture
 def release(made: History):
     """The release of that number, as it was made."""
-    return lambda number: read_release(made.root.parent / "releases" / str(number))
+    return lambda number: read_release(made.packed / str(number))
 
 
 @pytest.fixture
