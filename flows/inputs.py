@@ -25,7 +25,7 @@ def inputs_of(folder: Path, model: str) -> dict[str, Any]:
     paths, params_file = Paths(model, folder), folder / "params.yaml"
     params = load_model(model, params_file)
     read = {*_ALWAYS, *_read_by(folder / LOCK, model), params.pin}
-    written = (paths.source_pin, paths.admissions, paths.forgotten)
+    written = (paths.source_pin, paths.feedback_pin, paths.admissions, paths.forgotten)
     places = {path.relative_to(folder).as_posix(): path for path in written}
     places[params.pin] = folder / params.pin
     # By their bytes: what pull has just written is in no commit yet, and will be in the next one.

@@ -1,10 +1,11 @@
 """Two branches made one by model, in the object store alone: no working tree and no index is touched.
 
-What the line made (dvc.lock, reports/<model>/*.json) and what pull made (data/<model>/source.json) is never merged line
-by line: a lock half from one run and half from another describes neither. For each model the side that changed it since
-the branches parted is taken, whole. Where both did, it is live's: its rows are the newer ones, and may be gone from
-their source by now. Where main's parameters or code are newer the stages are stale then, and DVC makes them again or
-takes them from its run cache. Parameters and code merge as Git merges them; a conflict there is a person's to solve.
+What the line made (dvc.lock, reports/<model>/*.json) and what pull made (data/<model>/source.json, feedback.json) is
+never merged line by line: a lock half from one run and half from another describes neither. For each model the side
+that changed it since the branches parted is taken, whole. Where both did, it is live's: its rows are the newer ones,
+and may be gone from their source by now. Where main's parameters or code are newer the stages are stale then, and DVC
+makes them again or takes them from its run cache. Parameters and code merge as Git merges them; a conflict there is a
+person's to solve.
 """
 
 import tempfile
@@ -17,6 +18,9 @@ from flows.git import GitError, attempt, git, tip
 
 LOCK = "dvc.lock"
 PARAMS = "params.yaml"
+
+# What pull writes for each model, and which keys of its parameters say what that is a pin of.
+_PINS = {"source.json": ("source", "pin", "collect"), "feedback.json": ("feedback",)}
 
 # A file in a tree of Git: its mode and its object's name.
 Blob = tuple[str, str]
@@ -98,7 +102,7 @@ def _model_of_report(path: str) -> str | None:
 
 def _is_pin(path: str) -> bool:
     parts = path.split("/")
-    return len(parts) == 3 and parts[0] == "data" and parts[2] == "source.json"
+    return len(parts) == 3 and parts[0] == "data" and parts[2] in _PINS
 
 
 def _merged_by_git(root: Path, ours: str, theirs: str) -> tuple[str, list[str]]:
@@ -148,7 +152,7 @@ def _by_model(root: Path, base: Side, live: Side, other: Side) -> dict[str, Blob
         if PurePosixPath(path).name == LOCK:
             changes[path] = _merge_lock(root, path, (base, live, other), models, from_live)
         elif _is_pin(path):
-            moved = _reads_elsewhere(root, path.split("/")[1], base, other)
+            moved = _reads_elsewhere(root, path, base, other)
             changes[path] = found[2] if found[1] == found[0] or (moved and found[2] != found[0]) else found[1]
         else:
             changes[path] = found[1] if from_live(_model_of_report(path)) else found[2]
@@ -172,10 +176,11 @@ def _params(root: Path, side: Side) -> Mapping[str, Any]:
     return models if isinstance(models, Mapping) else {}
 
 
-def _reads_elsewhere(root: Path, model: str, base: Side, other: Side) -> bool:
+def _reads_elsewhere(root: Path, pin: str, base: Side, other: Side) -> bool:
     """Whether `other` gave the model another source: a pin of the former one says nothing about it."""
+    _, model, name = pin.split("/")
     before, after = (_params(root, side).get(model) or {} for side in (base, other))
-    return any(before.get(key) != after.get(key) for key in ("source", "pin", "collect"))
+    return any(before.get(key) != after.get(key) for key in _PINS[name])
 
 
 def _merge_lock(

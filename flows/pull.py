@@ -1,4 +1,4 @@
-"""`mill pull`: look at a source, and pin what it has now in data/<model>/source.json.
+"""`mill pull`: look at a source, and pin what it has now in data/<model>/source.json; likewise labels in feedback.json.
 
 Nothing else looks: `dvc repro` reads what is pinned, so that a run can be repeated.
 """
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tasks import sources
 from tasks.errors import ParamsError
-from tasks.params import Collect, CollectFiles, Model, load_model
+from tasks.params import Collect, CollectFeedback, CollectFiles, Model, load_model
 from tasks.paths import Paths
 from tasks.shards import write_text
 from tasks.sources import Partition, read_pins, write_pins
@@ -15,24 +15,49 @@ from tasks.sources._listing import may_hold_many
 
 
 def pull(model: str, root: Path = Path()) -> str:
-    """Move the model's pin to what its source has now, and say in a sentence what that changed.
+    """Move the model's pins to what its source has now, and say in a sentence what that changed.
 
-    Without new data the pin's file keeps its bytes. The model's lists of admitted and of forgotten rows are made where
-    there are none. Raises SourceError where pinned data has changed, or the source cannot be read.
+    Without new data the pins' files keep their bytes. The model's lists of admitted and of forgotten rows are made
+    where there are none. Raises SourceError where pinned data has changed, or the source cannot be read.
     """
     params, paths = load_model(model, root / "params.yaml"), Paths(model, root)
     for listed in (paths.admissions, paths.forgotten):
         if not listed.exists():
             write_text(listed, "\n")  # DVC warns of an empty file at every run
-    if root / params.pin != paths.source_pin:
-        _check_inside(model, params, root)
+    said = _pull_source(model, params, paths)
+    return f"{said}{_pull_feedback(model, params, paths)}"
+
+
+def _pull_source(model: str, params: Model, paths: Paths) -> str:
+    if paths.root / params.pin != paths.source_pin:
+        _check_inside(model, params, paths.root)
         return f"{model}: the data is {params.pin}, in the repository; DVC itself sees its changes. Nothing to pull."
     known = read_pins(paths.source_pin) if paths.source_pin.exists() else []
-    found = sources.load(params.source).partitions(_below(root, params.collect), known)
+    found = sources.load(params.source).partitions(_below(paths.root, params.collect), known)
     if found == known:
         return f"{model}: nothing new in the source; {_counted(known)} pinned."
     write_pins(paths.source_pin, found)
     return f"{model}: {_changes(known, found)} {_counted(found)} pinned in {paths.source_pin}; commit that file."
+
+
+def _pull_feedback(model: str, params: Model, paths: Paths) -> str:
+    """Pin the labels that have come back, each partition behind those of the source that were pinned before it."""
+    known = read_pins(paths.feedback_pin) if paths.feedback_pin.exists() else []
+    if params.feedback is None:
+        if not paths.feedback_pin.exists():
+            write_pins(paths.feedback_pin, [])  # dvc.yaml names it for every model
+        return ""
+    num_before = len(read_pins(paths.source_pin)) if paths.root / params.pin == paths.source_pin else 1
+    pulled = sources.load("feedback").partitions(_below(paths.root, params.feedback), known)
+    found = [Partition(part.name, {"behind": num_before, **part.pin}) for part in pulled]
+    if found == known and paths.feedback_pin.exists():
+        return " No new labels."
+    write_pins(paths.feedback_pin, found)
+    before = {part.name: part.pin["rows"] for part in known}
+    num_new = sum(part.pin["rows"] for part in found if part.name not in before)
+    num_mended = sum(part not in known for part in found if part.name in before)
+    mended = f" {num_mended} partition{'' if num_mended == 1 else 's'} of labels corrected." if num_mended else ""
+    return f" {num_new:,} labels are new.{mended} They are pinned in {paths.feedback_pin}; commit that file."
 
 
 def _check_inside(model: str, params: Model, root: Path) -> None:
@@ -46,10 +71,13 @@ def _check_inside(model: str, params: Model, root: Path) -> None:
 
 
 def _below(root: Path, options: Collect) -> Collect:
-    """The options with a path that is found from anywhere."""
-    return (
-        options.model_copy(update={"path": str(root / options.path)}) if isinstance(options, CollectFiles) else options
-    )
+    """The options with a place that is found from anywhere."""
+    match options:
+        case CollectFiles():
+            return options.model_copy(update={"path": str(root / options.path)})
+        case CollectFeedback(url=None):
+            return options.model_copy(update={"url": f"sqlite:///{root / '.mill' / 'journal.sqlite'}"})
+    return options
 
 
 def _changes(known: list[Partition], found: list[Partition]) -> str:

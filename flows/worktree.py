@@ -140,6 +140,8 @@ def _share(home: Path, folder: Path, model: str) -> None:
     kept.mkdir(parents=True, exist_ok=True)
     (folder / ".mill").mkdir(exist_ok=True)
     (folder / ".mill" / "work").symlink_to(kept)
+    # Labels come from the server's journal, which is the main checkout's; SQLite goes by the place that the link names.
+    (folder / ".mill" / "journal.sqlite").symlink_to(home / ".mill" / "journal.sqlite")
     _lend(home, folder, model)
 
 

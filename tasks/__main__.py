@@ -88,7 +88,7 @@ def _code() -> None:
 
 def _collect(name: str) -> None:
     from tasks import sources
-    from tasks.collect import collect
+    from tasks.collect import Origin, collect
     from tasks.params import load_model
 
     paths, params = Paths(name), load_model(name)
@@ -101,6 +101,7 @@ def _collect(name: str) -> None:
         params=params.collect,
         source=sources.load(params.source),
         problem=_problem(params.problem),
+        feedback=Origin(paths.feedback_pin, params.feedback, sources.load("feedback")) if params.feedback else None,
     )
 
 

@@ -1,8 +1,9 @@
 """Every row of the pinned source, once, with a stable id, in shards named by partition: `p00002-00000.parquet`.
 
 What was collected before and still fits its pin is kept byte for byte; only new partitions are read. Built from an
-empty folder, the bytes are the same. Rows that were forgotten (`tasks/forgotten.py`) are in none of them: their shards
-alone are written again, without them.
+empty folder, the bytes are the same. A model may learn from the labels that came back to predictions as well: their
+partitions stand among the source's in the order in which they were pinned, so that none moves another. Rows that were
+forgotten (`tasks/forgotten.py`) are in none of them: their shards alone are written again, without them.
 """
 
 import hashlib
@@ -54,10 +55,33 @@ Schema = Mapping[str, pl.DataType]
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where rows come from: a source with its options, and the file of its pins."""
+
+    pin: Path | None
+    params: Collect
+    source: Source[Any]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A partition, where it comes from, and a hash over all that turns its rows into its shards."""
+
+    origin: Origin
+    partition: Partition
+    recipe: str
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        return self.recipe, self.partition.name, _text(self.partition.pin)
+
+
+@dataclass(frozen=True)
 class Collected:
     """A partition in the folder: how many rows were read, which types their columns had, and the shards they became."""
 
     partition: Partition
+    recipe: str
     num_read: int
     types: Mapping[str, str]  # before they were made the same as in earlier partitions; {} without rows
     shards: tuple[Shard, ...]
@@ -71,10 +95,11 @@ class Collected:
     def num_forgotten(self) -> int:
         return sum(self.forgotten.values())
 
-    def facts(self) -> dict[str, Any]:
-        """What the manifest says of it."""
+    def facts(self, recipe: str) -> dict[str, Any]:
+        """What the manifest says of it, beside the recipe that it names for all."""
         return {
             **({"forgotten": dict(sorted(self.forgotten.items()))} if self.forgotten else {}),
+            **({"recipe": self.recipe} if self.recipe != recipe else {}),
             "name": self.partition.name,
             "pin": self.partition.pin,
             "read": self.num_read,
@@ -93,29 +118,29 @@ def collect(
     params: Collect,
     source: Source[Any],
     problem: Problem,
+    feedback: Origin | None = None,
 ) -> None:
     """Write the rows of every partition to `collected`, but for those that are `forgotten`, and a `report` of them.
 
     Without a `pin` the data is one file of the repository; ParamsError where it is more. Raises SourceError where a
     partition is neither in the folder already nor in the source, and where no row is left.
     """
-    check_columns(params, problem)
-    partitions = _partitions(pin, params, source)
-    recipe, listed = _recipe(params, problem), read_forgotten(forgotten)
-    former = _former(collected, recipe, listed)
-    new = [partition for partition in partitions if _identity(partition) not in former]
+    parts, recipe = _parts(Origin(pin, params, source), feedback, problem), _recipe(params, problem)
+    listed = read_forgotten(forgotten)
+    former = _former(collected, listed)
+    new = [part.partition for part in parts if part.identity not in former]
     require_space(collected, sum(partition.pin.get("size", 0) for partition in new))
     with (
         atomic_folder(collected) as folder,
         progress("collect", _num_pinned_rows(new), "rows") as advance,
     ):
-        reader = Reader(folder, params, source, problem, advance)
+        reader = Reader(folder, problem, advance)
         results: list[Collected] = []
         schema: Schema | None = None
-        for number, partition in enumerate(partitions):
-            result = _kept(former.get(_identity(partition)), number, folder, schema)
+        for number, part in enumerate(parts):
+            result = _kept(former.get(part.identity), number, folder, schema)
             if result is None:
-                result = reader.read(partition, number, schema)
+                result = reader.read(part, number, schema)
             if schema is None and result.shards:
                 schema = pl.read_parquet_schema(result.shards[0].path)
             results.append(result)
@@ -124,7 +149,7 @@ def collect(
         results = [_without(result, listed, params) for result in results]
         results, renumbering = _renumbered(results, params)
         shards = [shard for result in results for shard in result.shards]
-        write_manifest(folder, shards, schema, partitions=[result.facts() for result in results], recipe=recipe)
+        write_manifest(folder, shards, schema, partitions=[result.facts(recipe) for result in results], recipe=recipe)
         num_bytes = sum(shard.path.stat().st_size for shard in shards)
     _say_repeated(renumbering, params)
     num_read, num_rows = sum(result.num_read for result in results), sum(result.num_rows for result in results)
@@ -137,6 +162,7 @@ def collect(
             "excluded": num_read - num_forgotten - num_rows,
             "forgotten": num_forgotten,
             "partitions": len(results),
+            **({"rows_of_feedback": _num_rows_of(feedback, parts, results)} if feedback is not None else {}),
             "read": num_read,
             "repeated_keys": renumbering.num_repeated if separator_of(params) == AFTER_KEY else 0,
             "rows": num_rows,
@@ -149,17 +175,15 @@ class Reader:
     """Turns partitions of the source into shards of the folder."""
 
     folder: Path
-    params: Collect
-    source: Source[Any]
     problem: Problem
     advance: Callable[[int], None]
 
-    def read(self, partition: Partition, number: int, schema: Schema | None) -> Collected:
+    def read(self, part: _Part, number: int, schema: Schema | None) -> Collected:
         """Write the partition's rows, in the types of `schema` where an earlier partition has decided on them."""
-        params, writer = self.params, None
+        params, partition, writer = part.origin.params, part.partition, None
         types: dict[str, str] = {}
         num_read = 0
-        for batch in self.source.read(params, partition, min(params.rows_per_shard, _ROWS_PER_BATCH)):
+        for batch in part.origin.source.read(params, partition, min(params.rows_per_shard, _ROWS_PER_BATCH)):
             rows = mapped(batch, params, self.problem, partition.name, num_read + 1)
             num_read += len(batch)
             self.advance(len(batch))
@@ -171,12 +195,34 @@ class Reader:
             writer.write(conformed(rows, schema, partition.name))
         if writer is not None:
             writer.end_shard()
-        return Collected(partition, num_read, types, tuple(writer.shards) if writer else ())
+        return Collected(partition, part.recipe, num_read, types, tuple(writer.shards) if writer else ())
 
 
-def _partitions(pin: Path | None, params: Collect, source: Source[Any]) -> list[Partition]:
-    if pin is not None:
-        return read_pins(pin)
+def _parts(origin: Origin, feedback: Origin | None, problem: Problem) -> list[_Part]:
+    """Every partition in its place: one of feedback's stands behind those of the source that were pinned before it."""
+    check_columns(origin.params, problem)
+    recipe = _recipe(origin.params, problem)
+    parts = [_Part(origin, partition, recipe) for partition in _partitions(origin)]
+    if feedback is None:
+        return parts
+    check_columns(feedback.params, problem)
+    recipe = _recipe(feedback.params, problem)
+    behind = [(partition.pin["behind"], _Part(feedback, partition, recipe)) for partition in _partitions(feedback)]
+    num_before = len(parts)
+    for place, part in reversed(behind):
+        parts.insert(min(place, num_before), part)
+    return parts
+
+
+def _num_rows_of(feedback: Origin, parts: Sequence[_Part], results: Sequence[Collected]) -> int:
+    pairs = zip(parts, results, strict=True)
+    return sum(result.num_rows for part, result in pairs if part.origin is feedback)
+
+
+def _partitions(origin: Origin) -> list[Partition]:
+    params = origin.params
+    if origin.pin is not None:
+        return read_pins(origin.pin)
     if not isinstance(params, CollectFiles):
         raise ParamsError(
             "params.yaml: `pin` names a file of the repository, and the source is outside of it. Write pin: "
@@ -187,7 +233,7 @@ def _partitions(pin: Path | None, params: Collect, source: Source[Any]) -> list[
             f"params.yaml: collect.path is {params.path!r}, a folder or a glob, and `pin` names no list of its files. "
             "Write pin: data/<model>/source.json, and run `mill pull`: files that come later are then added behind."
         )
-    return source.partitions(params, [])
+    return origin.source.partitions(params, [])
 
 
 def _recipe(params: Collect, problem: Problem) -> str:
@@ -200,10 +246,6 @@ def _recipe(params: Collect, problem: Problem) -> str:
     return hashlib.sha256(_text(said).encode()).hexdigest()
 
 
-def _identity(partition: Partition) -> tuple[str, str]:
-    return partition.name, _text(partition.pin)
-
-
 def _num_pinned_rows(partitions: Sequence[Partition]) -> int | None:
     """How many rows there are to read, where the source counted all of them when it was pulled."""
     counted = [partition.pin["rows"] for partition in partitions if "rows" in partition.pin]
@@ -214,8 +256,8 @@ def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
-def _former(collected: Path, recipe: str, listed: Forgotten) -> dict[tuple[str, str], Collected]:
-    """What an earlier run left, by name and pin; {} where nothing did, or by another recipe.
+def _former(collected: Path, listed: Forgotten) -> dict[tuple[str, str, str], Collected]:
+    """What an earlier run left, by recipe, name and pin; {} where nothing did.
 
     Without the partitions that lack a row which is on the list no more: they have to be read again.
     """
@@ -224,11 +266,10 @@ def _former(collected: Path, recipe: str, listed: Forgotten) -> dict[tuple[str, 
         shards = {shard.path.name: shard for shard in read_shards(collected)}
     except DataError:
         return {}
-    if manifest.get("recipe") != recipe:
-        return {}
     results = [
         Collected(
             Partition(facts["name"], facts["pin"]),
+            facts.get("recipe", manifest.get("recipe")),
             facts["read"],
             facts["types"],
             tuple(shards[name] for name in facts["shards"]),
@@ -237,7 +278,7 @@ def _former(collected: Path, recipe: str, listed: Forgotten) -> dict[tuple[str, 
         for facts in manifest["partitions"]
         if all(entry in listed for entry in facts.get("forgotten", {}))
     ]
-    return {_identity(result.partition): result for result in results}
+    return {(result.recipe, result.partition.name, _text(result.partition.pin)): result for result in results}
 
 
 def _kept(former: Collected | None, number: int, folder: Path, schema: Schema | None) -> Collected | None:

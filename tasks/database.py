@@ -10,10 +10,12 @@ import sqlalchemy as sa
 from tasks.errors import MillError
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine
+    from alembic.config import Config
+    from sqlalchemy import URL, Connection, Engine
 
 # Any number, as long as every process that migrates takes the same.
 _MIGRATION_LOCK = 7_146_455
+_LABELS_LOCK = 7_146_456
 
 
 class JournalError(MillError):
@@ -22,30 +24,62 @@ class JournalError(MillError):
 
 def open_engine(url: str) -> tuple["Engine", str]:
     """Connect and bring the schema up to date; the engine, and a name that holds no password. Raises JournalError."""
-    try:
-        address = sa.engine.make_url(url)
-    except sa.exc.ArgumentError:
-        raise JournalError("The journal's URL is no SQLAlchemy URL. sqlite:///journal.sqlite is one.") from None
-    is_sqlite = address.get_backend_name() == "sqlite"
-    name = str(address.database if is_sqlite else f"{address.database} on {address.host}")
-    try:
-        if is_sqlite and address.database:
+    address, name = _address(url)
+    with _explained(name):
+        if address.get_backend_name() == "sqlite" and address.database:
             Path(address.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = sa.create_engine(address, pool_pre_ping=not is_sqlite)
-        if is_sqlite:
-            sa.event.listen(engine, "connect", _set_up_sqlite)
-            sa.event.listen(engine, "begin", _begin_sqlite)
+        engine = _engine(address)
         try:
             with writing(engine, name) as connection:
                 _migrate(connection, name)
         except BaseException:
             engine.dispose()
             raise
+    return engine, name
+
+
+def open_to_read(url: str) -> tuple["Engine", str]:
+    """The same without writing anything. Raises JournalError where there is no journal, or one of another schema."""
+    address, name = _address(url)
+    if address.get_backend_name() == "sqlite" and not Path(address.database or "").is_file():
+        raise JournalError(f"There is no journal at {name}. The server makes it: mill serve")
+    with _explained(name):
+        engine = _engine(address)
+        try:
+            with reading(engine, name) as connection:
+                _check_schema(connection, name)
+        except BaseException:
+            engine.dispose()
+            raise
+    return engine, name
+
+
+def _address(url: str) -> "tuple[URL, str]":
+    try:
+        address = sa.engine.make_url(url)
+    except sa.exc.ArgumentError:
+        raise JournalError("The journal's URL is no SQLAlchemy URL. sqlite:///journal.sqlite is one.") from None
+    is_sqlite = address.get_backend_name() == "sqlite"
+    return address, str(address.database if is_sqlite else f"{address.database} on {address.host}")
+
+
+def _engine(address: "URL") -> "Engine":
+    if address.get_backend_name() != "sqlite":
+        return sa.create_engine(address, pool_pre_ping=True)
+    engine = sa.create_engine(address)
+    sa.event.listen(engine, "connect", _set_up_sqlite)
+    sa.event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
     except ModuleNotFoundError as error:
         raise JournalError(f"The journal needs the package {error.name}. Install modelmill[postgres].") from None
     except OSError as error:
         raise JournalError(f"The journal {name} cannot be opened: {error.strerror}.") from None
-    return engine, name
 
 
 @contextmanager
@@ -69,6 +103,15 @@ def reading(engine: "Engine", name: str) -> "Iterator[Connection]":
         raise JournalError(f"The journal {name} cannot be read: {_cause(error)}") from None
 
 
+def in_turn(connection: "Connection") -> None:
+    """Let those who write labels come one after the other, so that numbers become visible in their order.
+
+    A reader that has seen a number has then seen all below it, as a watermark needs. SQLite has one writer anyway.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LABELS_LOCK)))
+
+
 def _set_up_sqlite(connection: Any, _: Any) -> None:
     """WAL lets readers read while one writes; FULL syncs at each commit, so that a commit outlives a power cut.
 
@@ -89,25 +132,51 @@ def _begin_sqlite(connection: "Connection") -> None:
 
 def _migrate(connection: "Connection", name: str) -> None:
     from alembic import command
-    from alembic.config import Config
+
+    config, newest = _schema()
+    if connection.dialect.name == "postgresql":  # SQLite's transaction keeps other processes out already
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+    present = _present(connection)
+    if present == newest:
+        return
+    if present is not None and present > newest:
+        raise JournalError(_too_new(name, present, newest))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _check_schema(connection: "Connection", name: str) -> None:
+    present, newest = _present(connection), _schema()[1]
+    if present is not None and present > newest:
+        raise JournalError(_too_new(name, present, newest))
+    if present != newest:
+        raise JournalError(
+            f"The journal {name} is of an earlier schema ({present or 'none'}; this modelmill has {newest}). The "
+            "server brings it up to date when it starts: mill serve"
+        )
+
+
+def _present(connection: "Connection") -> str | None:
     from alembic.runtime.migration import MigrationContext
+
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _schema() -> "tuple[Config, str]":
+    """What Alembic needs to know, and the newest revision that this code has."""
+    from alembic.config import Config
     from alembic.script import ScriptDirectory
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    newest = str(ScriptDirectory.from_config(config).get_current_head())
-    if connection.dialect.name == "postgresql":  # SQLite's transaction keeps other processes out already
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-    present = MigrationContext.configure(connection).get_current_revision()
-    if present == newest:
-        return
-    if present is not None and present > newest:
-        raise JournalError(
-            f"The journal {name} was written by a newer modelmill (schema {present}; this one knows {newest}). "
-            "Update the code that opens it."
-        )
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    return config, str(ScriptDirectory.from_config(config).get_current_head())
+
+
+def _too_new(name: str, present: str, newest: str) -> str:
+    return (
+        f"The journal {name} was written by a newer modelmill (schema {present}; this one knows {newest}). "
+        "Update the code that opens it."
+    )
 
 
 def _cause(error: Exception) -> str:

@@ -23,7 +23,7 @@ import polars as pl
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from tasks.database import JournalError, open_engine, reading, writing
+from tasks.database import JournalError, in_turn, open_engine, reading, writing
 from tasks.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -135,6 +135,7 @@ class Journal:
         model has not answered under.
         """
         with self._begin() as connection:
+            in_turn(connection)
             known = self._known_ids(connection, model, [label.prediction_id for label in labels])
             for label in labels:
                 if label.prediction_id not in known:
@@ -205,6 +206,29 @@ class Journal:
         )
         with reading(self._engine, self._name) as connection:
             return int(connection.execute(counted).scalar_one())
+
+    def traffic(self, model: str, *, since_us: int, width_us: int) -> dict[int, int]:
+        """How many answers a model gave in each stretch of time since a moment, by the stretch's number from 0."""
+        number = (PREDICTIONS.c.at_us - since_us).op("/")(width_us)
+        counted = (
+            sa.select(number, sa.func.count())
+            .where(PREDICTIONS.c.model == model, PREDICTIONS.c.at_us >= since_us, ~PREDICTIONS.c.is_shadow)
+            .group_by(number)
+        )
+        with reading(self._engine, self._name) as connection:
+            return {int(key): int(count) for key, count in connection.execute(counted)}
+
+    def latencies(self, model: str, *, since_us: int, most: int = 50_000) -> pl.DataFrame:
+        """When a model's answers since a moment were given, and how long each took: at_us, latency_ms; the newest."""
+        chosen = (
+            sa.select(PREDICTIONS.c.at_us, PREDICTIONS.c.latency_ms)
+            .where(PREDICTIONS.c.model == model, PREDICTIONS.c.at_us >= since_us, ~PREDICTIONS.c.is_shadow)
+            .order_by(PREDICTIONS.c.seq.desc())
+            .limit(most)
+        )
+        with reading(self._engine, self._name) as connection:
+            rows = [tuple(row) for row in connection.execute(chosen)]
+        return pl.DataFrame(rows, schema={"at_us": pl.Int64(), "latency_ms": pl.Float64()}, orient="row")
 
     def purge(self, before_us: int) -> int:
         """Forget the predictions from before that time, with their labels; how many they were.

@@ -85,11 +85,19 @@ class CollectPackage(Collect):
     format: FileFormat
 
 
+class CollectFeedback(Collect):
+    """Predictions whose right answers came later, out of the server's journal."""
+
+    model: Text  # whose predictions
+    url: Text | None  # the journal, as flows.journal.url has it; null takes .mill/journal.sqlite
+
+
 COLLECT: Mapping[str, type[Collect]] = {
     "files": CollectFiles,
     "sql": CollectSql,
     "objects": CollectObjects,
     "package": CollectPackage,
+    "feedback": CollectFeedback,
 }
 
 
@@ -255,6 +263,7 @@ class Model(Section):
     base: Text | Scratch  # package:NAME/FOLDER, a folder, or a hub id
     threads: Count  # part of what decides the bits of a float sum
     collect: InstanceOf[Collect]  # the type that COLLECT names for the source; `load` reads it first
+    feedback: CollectFeedback | None  # labels that came back, learned from as well; null learns from the source alone
     # Named validation: pydantic has a method `validate`, and the stage keeps the word.
     validation: Annotated[Validate, Field(alias="validate")]
     clean: Clean
@@ -273,6 +282,16 @@ class Model(Section):
     @classmethod
     def _source_has_a_file(cls, value: str) -> str:
         return _one_of(value, _files_in("sources"))
+
+    @model_validator(mode="after")
+    def _feedback_has_the_same_columns(self) -> Self:
+        if self.feedback is None or not self.collect.columns:
+            return self
+        told, wanted = set(self.feedback.columns), {*self.collect.columns, "id"}
+        if different := sorted(told ^ wanted):
+            said = f"feedback.columns {'has' if different[0] in told else 'lacks'} {different[0]!r}"
+            raise ValueError(f"{said}, and all rows of a model have the same columns: {listed(wanted)}")
+        return self
 
     @model_validator(mode="after")
     def _pin_is_what_is_read(self) -> Self:

@@ -22,6 +22,11 @@ class Paths:
         return self.root / "data" / self.model / "source.json"
 
     @property
+    def feedback_pin(self) -> Path:
+        """What `mill pull` writes of labels that came back; each partition says how many of the source's are before."""
+        return self.root / "data" / self.model / "feedback.json"
+
+    @property
     def admissions(self) -> Path:
         """Mended rows out of quarantine, in Git, written by `mill admit`."""
         return self.root / "data" / self.model / "admitted.jsonl"

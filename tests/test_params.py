@@ -103,7 +103,7 @@ def test_an_unknown_source_is_reported_once_and_its_section_is_not_guessed_at(wr
     with pytest.raises(ParamsError) as failed:
         load(written(lambda model: model.update(source="file")))
     assert str(failed.value).endswith(
-        "models.reviews.source is 'file'. Did you mean 'files'? Known: files, objects, package, sql."
+        "models.reviews.source is 'file'. Did you mean 'files'? Known: feedback, files, objects, package, sql."
     )
     assert len(str(failed.value).splitlines()) == 1
 
