@@ -30,8 +30,8 @@ from tasks.release import Release
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """What is to be promoted: a version, or the release of a commit that is none yet."""
+class Wanted:
+    """What a person names: a version, or the release of a commit that is none yet."""
 
     model: str
     commit: str
@@ -114,24 +114,24 @@ def find_version(root: Path, name: str) -> Version:
     raise RegistryError(f"There is no version {name}.{did_you_mean(name, tags)} Known: {', '.join(tags[-5:])}.")
 
 
-def find_wanted(root: Path, name: str) -> _Wanted:
+def find_wanted(root: Path, name: str) -> Wanted:
     """What a name stands for: a version's or model's, or a release's hash of a decision, of main, live or HEAD."""
     if not name.startswith("sha-"):
         version = find_version(root, name)
-        return _Wanted(version.model, version.commit, version.release, version)
+        return Wanted(version.model, version.commit, version.release, version)
     models = sorted({*_models(root), *models_with_versions(root)})
     for model in models:
         for version in versions(root, model):
             if version.release == name:
-                return _Wanted(model, version.commit, name, version)
+                return Wanted(model, version.commit, name, version)
     for model in models:
         for decision in reversed(decisions(root, model)):
             if decision.get("challenger") == name:
-                return _Wanted(model, decision["commit"], name, None)
+                return Wanted(model, decision["commit"], name, None)
     for commit in _tips(root):
         for model in models:
             if told_at(root, commit, model).get("version") == name:
-                return _Wanted(model, commit, name, None)
+                return Wanted(model, commit, name, None)
     raise RegistryError(
         f"No version, decision or branch has the release {name}. `mill versions` lists what there is; a release of the "
         "workspace has to be committed first."
@@ -147,7 +147,7 @@ def _tips(root: Path) -> list[str]:
     return [commit for commit in dict.fromkeys(found) if commit]
 
 
-def _against(home: Path, wanted: _Wanted, release: Release, now: Version | None) -> list[str]:
+def _against(home: Path, wanted: Wanted, release: Release, now: Version | None) -> list[str]:
     """What speaks against the promotion, a sentence each. Whatever was the champion once was let in then."""
     if wanted.version is not None and _was_champion(home, wanted.version):
         return []

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.git import git
+from flows.registry import Version, record_decision, register
 from tasks.release import MANIFEST, read_release, seal
 from tasks.shards import read_json, write_json, write_text
 from tests.conftest import REPOSITORY, Line, tiny_params
@@ -47,6 +48,17 @@ class History:
     packed: Path  # the releases by their numbers
     commits: list[str]
     releases: list[str]
+
+    def version(self, number: int, why: str = "") -> Version:
+        """Register the release of that number, from 1."""
+        release = read_release(self.packed / str(number))
+        return register(self.root, "films", self.commits[number - 1], release=release, why=why)
+
+    def decide(self, number: int, verdict: str) -> None:
+        """Record what a gate would have said of it."""
+        said = {"model": "films", "verdict": verdict, "sentence": f"{verdict}, says the gate."}
+        about = {"challenger": self.releases[number - 1], "champion": None}
+        record_decision(self.root, self.commits[number - 1], {**said, **about})
 
 
 def make_history(folder: Path, released: Line) -> History:

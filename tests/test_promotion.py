@@ -1,7 +1,6 @@
 """`mill promote` and `mill rollback`: by a person, with a reason, and against the gate by force alone."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,32 +9,13 @@ from flows import promotion
 from flows.git import LIVE, GitError, git, holds, tip
 from flows.merge import MergeConflict
 from flows.promotion import promote_by_name, rollback
-from flows.registry import RegistryError, Version, champion, promote, record_decision, register, versions
+from flows.registry import RegistryError, champion, promote, versions
 from flows.store import current, live_file, put_in_use, read_live, usable
 from flows.tags import find
-from tasks.release import read_release
 from tasks.shards import write_text
-from tests.registered import History
 
 # DVC's own use of a library that it has not yet followed.
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")
-
-
-@pytest.fixture
-def add(history: History) -> Callable[[int], Version]:
-    """Register the release of the commit of that number."""
-
-    def register_one(number: int) -> Version:
-        release = read_release(history.packed / str(number))
-        return register(history.root, "films", history.commits[number - 1], release=release, why="")
-
-    return register_one
-
-
-def decide(history: History, number: int, verdict: str) -> None:
-    said = {"model": "films", "verdict": verdict, "sentence": f"{verdict}, says the gate."}
-    decision = {**said, "challenger": history.releases[number - 1], "champion": None}
-    record_decision(history.root, history.commits[number - 1], decision)
 
 
 def state(root: Path) -> tuple[str, bytes | None]:
@@ -43,9 +23,9 @@ def state(root: Path) -> tuple[str, bytes | None]:
     return git(root, "for-each-ref"), live.read_bytes() if live.exists() else None
 
 
-def test_a_release_that_a_person_was_asked_about_becomes_a_version_on_live_and_the_champion(history, add):
-    promote(history.root, add(1), why="first")
-    decide(history, 2, "ask")
+def test_a_release_that_a_person_was_asked_about_becomes_a_version_on_live_and_the_champion(history):
+    promote(history.root, history.version(1), why="first")
+    history.decide(2, "ask")
     said = promote_by_name(history.root, history.releases[1], why="I have read the examples")
     assert said == "films@v1.1.0 is the champion of films now instead of films@v1.0.0."
     assert champion(history.root, "films").commit == history.commits[1]
@@ -61,9 +41,9 @@ def test_a_release_that_a_person_was_asked_about_becomes_a_version_on_live_and_t
         (3, "keep", "Its floors refused it: accuracy is below"),
     ],
 )
-def test_what_was_kept_out_takes_force_and_both_are_recorded(history, add, number, verdict, said):
-    promote(history.root, add(1), why="first")
-    decide(history, number, verdict)
+def test_what_was_kept_out_takes_force_and_both_are_recorded(history, number, verdict, said):
+    promote(history.root, history.version(1), why="first")
+    history.decide(number, verdict)
     before = state(history.root)
     with pytest.raises(RegistryError, match=said) as refused:
         promote_by_name(history.root, history.releases[number - 1], why="needed")
@@ -87,8 +67,8 @@ def test_a_release_of_main_that_no_gate_has_seen_is_promoted_only_where_there_is
     assert tip(root, LIVE) == history.commits[0]
 
 
-def test_a_promotion_without_a_reason_or_of_what_is_not_there_changes_nothing(history, add):
-    promote(history.root, add(1), why="first")
+def test_a_promotion_without_a_reason_or_of_what_is_not_there_changes_nothing(history):
+    promote(history.root, history.version(1), why="first")
     before = state(history.root)
     for name, why, said in [
         ("films@v1.0.0", " ", "needs its reason"),
@@ -103,8 +83,8 @@ def test_a_promotion_without_a_reason_or_of_what_is_not_there_changes_nothing(hi
     assert state(history.root) == before
 
 
-def test_promoting_the_champion_again_mends_its_files(history, add):
-    promote(history.root, add(1), why="first")
+def test_promoting_the_champion_again_mends_its_files(history):
+    promote(history.root, history.version(1), why="first")
     folder = current("films", history.root).folder
     write_text(folder / "tokenizer.json", "damaged")
     refs = git(history.root, "for-each-ref")
@@ -113,9 +93,9 @@ def test_promoting_the_champion_again_mends_its_files(history, add):
     assert git(history.root, "for-each-ref") == refs
 
 
-def test_a_rollback_goes_back_one_champion_at_a_time_and_never_forward(history, add):
+def test_a_rollback_goes_back_one_champion_at_a_time_and_never_forward(history):
     for number in (1, 2, 3):
-        promote(history.root, add(number), why="", force=True)
+        promote(history.root, history.version(number), why="", force=True)
     said = rollback(history.root, "films", None, why="complaints")
     assert said == "films@v1.1.0 is the champion of films now instead of films@v1.2.0."
     assert current("films", history.root).version == history.releases[1]
@@ -128,11 +108,11 @@ def test_a_rollback_goes_back_one_champion_at_a_time_and_never_forward(history, 
     assert read_live(history.root)["films"]["tag"] == "films@v1.2.0"
 
 
-def test_a_rollback_to_what_was_never_the_champion_is_none(history, add):
+def test_a_rollback_to_what_was_never_the_champion_is_none(history):
     with pytest.raises(RegistryError, match="films has no champion to roll back"):
         rollback(history.root, "films", None, why="")
-    promote(history.root, add(1), why="")
-    add(2)
+    promote(history.root, history.version(1), why="")
+    history.version(2)
     before = state(history.root)
     with pytest.raises(RegistryError, match=r"never the champion.*mill promote films@v1\.1\.0"):
         rollback(history.root, "films", "films@v1.1.0", why="")
@@ -141,15 +121,15 @@ def test_a_rollback_to_what_was_never_the_champion_is_none(history, add):
     assert state(history.root) == before
 
 
-def test_where_live_changed_otherwise_a_person_is_asked_and_nothing_is_promoted(history, add):
+def test_where_live_changed_otherwise_a_person_is_asked_and_nothing_is_promoted(history):
     root = history.root
-    promote(root, add(1), why="")
+    promote(root, history.version(1), why="")
     git(root, "branch", LIVE, history.commits[0])
     git(root, "worktree", "add", "-q", str(root.parent / "live"), LIVE)
     write_text(root.parent / "live" / "which", "7\n")
     git(root.parent / "live", "commit", "-qam", "live's own")
     git(root, "worktree", "remove", str(root.parent / "live"))
-    decide(history, 2, "ask")
+    history.decide(2, "ask")
     before = state(root)
     with pytest.raises(MergeConflict, match="have both changed which"):
         promote_by_name(root, history.releases[1], why="yes")
@@ -157,14 +137,14 @@ def test_where_live_changed_otherwise_a_person_is_asked_and_nothing_is_promoted(
     assert [version.tag for version in versions(root, "films")] == ["films@v1.0.0"]
 
 
-def test_killed_before_the_promotion_it_is_finished_when_asked_again(history, add, monkeypatch):
+def test_killed_before_the_promotion_it_is_finished_when_asked_again(history, monkeypatch):
     class Killed(BaseException):
         pass
 
     def killed(*_, **__):
         raise Killed
 
-    decide(history, 2, "ask")
+    history.decide(2, "ask")
     for step in ("put_on_live", "register", "promote"):
         with monkeypatch.context() as patch, pytest.raises(Killed):
             patch.setattr(promotion, step, killed)
@@ -175,14 +155,14 @@ def test_killed_before_the_promotion_it_is_finished_when_asked_again(history, ad
     assert holds(history.root, LIVE, history.commits[1])
 
 
-def test_a_workspace_release_does_not_take_the_champions_place(history, add):
+def test_a_workspace_release_does_not_take_the_champions_place(history):
     root = history.root
     git(root, "reset", "-q", "--hard", history.commits[1])
     shutil.rmtree(root / "models/films/release")
     shutil.copytree(history.packed / "2", root / "models/films/release")
     assert put_in_use("films", root).version == history.releases[1]
     assert "tag" not in read_live(root)["films"]
-    promote(root, add(1), why="by the gate")
+    promote(root, history.version(1), why="by the gate")
     assert put_in_use("films", root).version == history.releases[0]
     release, note = usable("films", root)
     assert release.version == history.releases[0]
@@ -192,9 +172,9 @@ def test_a_workspace_release_does_not_take_the_champions_place(history, add):
     assert not live_file(root).exists()
 
 
-def test_a_repository_in_which_nobody_can_commit_is_explained_and_left_as_it_was(history, add, monkeypatch, tmp_path):
-    promote(history.root, add(1), why="")
-    promote(history.root, add(2), why="")
+def test_a_repository_in_which_nobody_can_commit_is_explained_and_left_as_it_was(history, monkeypatch, tmp_path):
+    promote(history.root, history.version(1), why="")
+    promote(history.root, history.version(2), why="")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("EMAIL", "")
     for key in ("user.name", "user.email"):
@@ -210,9 +190,9 @@ def test_a_repository_in_which_nobody_can_commit_is_explained_and_left_as_it_was
     assert state(history.root) == before
 
 
-def test_a_detached_head_is_no_hindrance_and_a_shallow_clone_is_explained(history, add, tmp_path):
-    promote(history.root, add(1), why="")
-    promote(history.root, add(2), why="")
+def test_a_detached_head_is_no_hindrance_and_a_shallow_clone_is_explained(history, tmp_path):
+    promote(history.root, history.version(1), why="")
+    promote(history.root, history.version(2), why="")
     git(history.root, "checkout", "-q", "--detach")
     rollback(history.root, "films", None, why="")
     assert champion(history.root, "films").tag == "films@v1.0.0"
