@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import logging
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -59,14 +59,14 @@ class Committer:
         return self._ask_locked(lambda: self._plan(models, known))
 
     def sort_out(
-        self, waiting: Sequence[Node], done: Collection[str], forced: Collection[str]
+        self, waiting: Sequence[Node], ended: Mapping[str, bool], forced: Collection[str]
     ) -> tuple[list[str], list[str]]:
         """Of the waiting stages, in the order of the graph: those up to date, and those that are to run now.
 
-        A stage counts only once all that it waits for is `done` or found up to date here. What cannot be looked at,
-        because others work with it, is to run: `begin` waits for them.
+        `ended` are the stages that have, and whether they have succeeded; those found up to date here count as well.
+        What cannot be looked at, because others work with it, is to run: `begin` waits for them.
         """
-        return self._ask_locked(lambda: self._sort_out(waiting, set(done), forced))
+        return self._ask_locked(lambda: self._sort_out(waiting, dict(ended), forced))
 
     def begin(self, address: str, *, force: bool) -> Settled | Shell:
         """Take a stage as far as its command, which is the caller's to run; or to its end where it needs none.
@@ -134,17 +134,15 @@ class Committer:
         return nodes
 
     def _sort_out(
-        self, waiting: Sequence[Node], done: set[str], forced: Collection[str]
+        self, waiting: Sequence[Node], ended: dict[str, bool], forced: Collection[str]
     ) -> tuple[list[str], list[str]]:
         cached, stale = [], []
-        for node in waiting:
-            if not done.issuperset(node.needs):
-                continue
+        for node in (node for node in waiting if node.may_begin(ended)):
             if node.address in forced or self._is_stale(node.address):
                 stale.append(node.address)
             else:
                 cached.append(node.address)
-                done.add(node.address)
+                ended[node.address] = True
         return cached, stale
 
     def _is_stale(self, address: str) -> bool:

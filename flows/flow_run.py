@@ -2,7 +2,6 @@
 
 import contextlib
 import contextvars
-import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,10 +13,15 @@ from flows.scheduling import Result
 from flows.stages import Node
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from prefect.client.schemas.objects import State
+
+    from flows.prefect_link import Link
 
 _RETRIED = "collect"
 _POLL_SECONDS = 2
+_ANSWER_SECONDS = 10
 _LOST_AFTER = 3  # polls without an answer
 
 
@@ -32,7 +36,8 @@ class TaskRuns:
         """The last result of `work`: `collect` is tried again where it fails."""
         from prefect import get_run_logger, task
         from prefect.cache_policies import NO_CACHE
-        from prefect.states import Completed
+        from prefect.client.schemas.objects import StateType
+        from prefect.utilities.annotations import allow_failure
 
         results: list[Result] = []
         retries = self._params.collect_retries if node.word == _RETRIED else 0
@@ -56,7 +61,7 @@ class TaskRuns:
         # They draw the edges of the flow run's graph. Whether a stage may run is decided elsewhere, so that Prefect is
         # told of nothing that it would wait for.
         known = [self._states[need.address] for need in upstream if need.address in self._states]
-        before = [Completed(state_details=state.state_details) for state in known]
+        before = [allow_failure(state.model_copy(update={"type": StateType.FAILED})) for state in known]
         try:
             self._states[node.address] = stage(wait_for=before, return_state=True)
         except Exception as error:
@@ -78,7 +83,7 @@ def _state(result: Result) -> "State[Any]":
 
 
 @contextlib.contextmanager
-def flow_run_watched(stop: Callable[[str], None], output: Output) -> Iterator[None]:
+def flow_run_watched(link: "Link", stop: Callable[[str], None], output: Output) -> Iterator[None]:
     """Call `stop` where the flow run that this thread is in is cancelled in Prefect; say where to look at it."""
     from prefect import get_run_logger
     from prefect.context import FlowRunContext
@@ -87,11 +92,11 @@ def flow_run_watched(stop: Callable[[str], None], output: Output) -> Iterator[No
     context = FlowRunContext.get()
     assert context is not None  # noqa: S101
     assert context.flow_run is not None  # noqa: S101
-    ended = threading.Event()
-    arguments = (str(context.flow_run.id), stop, output, ended)
-    watcher = threading.Thread(target=contextvars.copy_context().run, args=(_watch, *arguments), daemon=True)
+    number, ended = context.flow_run.id, threading.Event()
+    around = contextvars.copy_context()  # with Prefect's settings
+    watcher = threading.Thread(target=around.run, args=(_watch, number, link, stop, output, ended), daemon=True)
     output.attach("", get_run_logger())
-    output.about_all(f"Prefect shows it: {url_for('flow-run', context.flow_run.id)}")
+    output.about_all(f"Prefect shows it: {url_for('flow-run', number)}")
     watcher.start()
     try:
         yield
@@ -99,56 +104,28 @@ def flow_run_watched(stop: Callable[[str], None], output: Output) -> Iterator[No
         ended.set()
 
 
-def _watch(flow_run: str, stop: Callable[[str], None], output: Output, ended: threading.Event) -> None:
-    from uuid import UUID
-
+def _watch(flow_run: "UUID", link: "Link", stop: Callable[[str], None], output: Output, ended: threading.Event) -> None:
     from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     silent = 0
-    with get_client(httpx_settings={"timeout": 10}, sync_client=True) as client:
+    with (
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+        get_client(httpx_settings={"timeout": _ANSWER_SECONDS}, sync_client=True) as client,
+    ):
         while not ended.wait(_POLL_SECONDS):
             try:
-                state = client.read_flow_run(UUID(flow_run)).state
+                state = client.read_flow_run(flow_run).state
             except Exception as error:
-                silent += 1
+                silent, link.is_lost = silent + 1, True
                 if silent == _LOST_AFTER:
-                    _lose(output, error)
+                    output.about_all(
+                        f"Prefect's server does not answer any more ({error}). The stages go on, and DVC records them."
+                    )
                 continue
-            silent = 0
+            if silent >= _LOST_AFTER:
+                output.about_all("Prefect's server answers again.")
+            silent, link.is_lost = 0, False
             if state is not None and (state.is_cancelling() or state.is_cancelled()):
                 stop("cancelled in Prefect")
                 return
-
-
-def _lose(output: Output, error: Exception) -> None:
-    """Send no more logs to a server that is gone: each batch would be complained about."""
-    from prefect.logging.handlers import set_api_log_sink
-
-    output.detach()
-    set_api_log_sink(lambda _: None)
-    output.about_all(f"Prefect's server does not answer any more ({error}). The stages go on, and are recorded in DVC.")
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Prefect's own lines in its logs alone: what matters of them is on the terminal already."""
-    from prefect.logging.handlers import set_api_log_sink
-
-    def without_nothing(record: logging.LogRecord) -> bool:
-        """A state that is returned is logged with the traceback of no exception."""
-        if record.exc_info and record.exc_info[0] is None:
-            record.exc_info = None
-        return True
-
-    loggers = [logging.getLogger(f"prefect.{name}") for name in ("flow_runs", "task_runs")]
-    former = [logger.propagate for logger in loggers]
-    for logger in loggers:
-        logger.propagate = False
-        logger.addFilter(without_nothing)
-    try:
-        yield
-    finally:
-        for logger, propagate in zip(loggers, former, strict=True):
-            logger.removeFilter(without_nothing)
-            logger.propagate = propagate
-        set_api_log_sink(None)

@@ -60,15 +60,16 @@ def run_line(
         output.align(node.address for node in nodes)
         asked = forced(nodes, force)
         scheduler = Scheduler(nodes, committer, commands, jobs=jobs or params.jobs, forced=asked, say=output)
-        with prefect_api(root):
-            _as_flow(root, scheduler, models, params, output, {"jobs": jobs or params.jobs, "force": list(force)})
+        with prefect_api(root) as api:
+            shown = {"models": list(models), "jobs": jobs or params.jobs, "force": list(force)}
+            _as_flow(root, api, scheduler, params, output, shown)
     return Ended(scheduler.results, scheduler.why_stopped)
 
 
 def _as_flow(
     root: Path,
+    api: str,
     scheduler: Scheduler,
-    models: Sequence[str],
     params: LineParams,
     output: Output,
     shown: Mapping[str, Any],
@@ -77,14 +78,16 @@ def _as_flow(
     from prefect import flow
     from prefect.exceptions import TerminationSignal
 
-    from flows.flow_run import TaskRuns, flow_run_watched, quiet
+    from flows.flow_run import TaskRuns, flow_run_watched
+    from flows.prefect_link import Link
 
+    link = Link()
     defects: list[Exception] = []
 
-    @flow(name="line", flow_run_name="-".join(["line", *models]), persist_result=False)
+    @flow(name="line", flow_run_name="-".join(["line", *shown["models"]]), persist_result=False)
     def line(models: list[str], jobs: int, force: list[str]) -> "State[Any]":
         try:
-            with flow_run_watched(scheduler.stop, output), _signals(scheduler.stop):
+            with flow_run_watched(link, scheduler.stop, output), _signals(scheduler.stop):
                 scheduler.run(TaskRuns(root, params, output, lambda: bool(scheduler.why_stopped)))
         except Exception as error:
             defects.append(error)
@@ -92,11 +95,12 @@ def _as_flow(
         return _state(Ended(scheduler.results, scheduler.why_stopped))
 
     try:
-        with quiet():
-            line(list(models), **shown, return_state=True)
+        with link.open(api):
+            line(**shown, return_state=True)
     except TerminationSignal:  # before or after the stages
         raise KeyboardInterrupt from None
     except Exception as error:
+        output.detach()
         output.about_all(
             f"Prefect's server is gone ({error!r}), so its page does not show how this run ended. Nothing is lost: "
             "what the stages have made is recorded in DVC. `mill up` starts the server again."

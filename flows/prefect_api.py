@@ -10,6 +10,7 @@ from tasks.errors import MillError
 
 _ANSWER_SECONDS = 10
 _START_SECONDS = 60  # of Prefect's own temporary server
+_RETRIES = 2  # of a request, which take 6 seconds; with Prefect's five the end of a run would wait a minute for them
 
 
 class ServerError(MillError):
@@ -35,7 +36,11 @@ def prefect_api(root: Path) -> Iterator[str]:
     named = PREFECT_API_URL.value()
     url = named or _of_mill_up(root)
     settings: dict[Any, Any] = {PREFECT_API_URL: url} if url else {}
-    with temporary_settings({**settings, PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: _START_SECONDS}):
+    settings |= {
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: _START_SECONDS,
+        PREFECT_CLIENT_MAX_RETRIES: _RETRIES,
+    }
+    with temporary_settings(settings):
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
             answered = _answered(named)
         yield answered

@@ -110,11 +110,11 @@ class Scheduler:
         while blocked := [node for node in self._waiting.values() if self._blocker(node)]:
             for node in blocked:
                 self._settle(Result(node.address, "not run", self._blocker(node)))
-        done = {address for address, result in self.results.items() if result.is_good}
+        ended = {address: result.is_good for address, result in self.results.items()}
         try:
-            cached, stale = self._committer.sort_out(list(self._waiting.values()), done, self._forced)
+            cached, stale = self._committer.sort_out(list(self._waiting.values()), ended, self._forced)
         except MillError as error:  # above all DVC's lock, which somebody else keeps; those that run will wait again
-            for node in [node for node in self._waiting.values() if done.issuperset(node.needs)]:
+            for node in [node for node in self._waiting.values() if node.may_begin(ended)]:
                 self._settle(Result(node.address, "failed", f"{node.address} failed: {error}"))
             return
         self._ready += [self._waiting.pop(address) for address in stale]

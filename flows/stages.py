@@ -1,6 +1,6 @@
 """The DVC graph as DVC has it: which stages there are, what each waits for, and the order of `dvc repro`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,18 @@ class LineError(MillError):
 
 @dataclass(frozen=True)
 class Node:
-    """A stage: its address, as `dvc repro` takes it at the top of the repository, and the stages it waits for."""
+    """A stage: its address, as `dvc repro` takes it at the top of the repository, and the stages it waits for.
+
+    It `needs` those that have to succeed. It comes `after` those that only have to have ended.
+    """
 
     address: str
     needs: tuple[str, ...]
+    after: tuple[str, ...] = ()
+
+    def may_begin(self, ended: Mapping[str, bool]) -> bool:
+        """Whether nothing is in its way any more, where these have ended, and succeeded or not."""
+        return all(ended.get(need) for need in self.needs) and all(other in ended for other in self.after)
 
     @property
     def name(self) -> str:
@@ -64,7 +72,8 @@ def read_graph(repo: "Repo", models: Sequence[str], known: Iterable[str]) -> tup
             "shows those that there are; a stage of a model is named after it: deploy@reviews."
         )
     order = _in_order(graph, wanted)
-    nodes = [Node(address_of(stage), tuple(sorted(map(address_of, graph.successors(stage))))) for stage in order]
+    after = _beside_frozen(repo.index.graph, order)
+    nodes = [Node(address_of(stage), _addresses(graph.successors(stage)), _addresses(after[stage])) for stage in order]
     return nodes, {address_of(stage): stage for stage in order}
 
 
@@ -78,6 +87,26 @@ def forced(nodes: Sequence[Node], asked: Sequence[str]) -> frozenset[str]:
             raise LineError(f"--force {name}: this run has no such stage.{did_you_mean(name, known)}")
         found.update(fitting)
     return frozenset(found)
+
+
+def _addresses(stages: Iterable["Stage"]) -> tuple[str, ...]:
+    return tuple(sorted(map(address_of, stages)))
+
+
+def _beside_frozen(graph: "DiGraph", order: Sequence["Stage"]) -> dict["Stage", list["Stage"]]:
+    """Which stages come after which others only because one of the two is frozen.
+
+    A frozen stage does not wait for what it depends on, but DVC writes down what that is when it comes to the stage. So
+    the two are kept in the order in which `dvc repro` takes them.
+    """
+    place = {stage: number for number, stage in enumerate(order)}
+    after: dict[Stage, list[Stage]] = {stage: [] for stage in order}
+    for frozen in (stage for stage in order if stage.frozen):
+        for other in graph.successors(frozen):
+            if other in place:
+                first, second = sorted((frozen, other), key=place.__getitem__)
+                after[second].append(first)
+    return after
 
 
 def _model_of(stage: "Stage", known: Iterable[str]) -> str | None:

@@ -199,6 +199,13 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     else:
         raise AssertionError((home / "server.log").read_text())
     yield url
+    if "prefect.events.worker" in sys.modules:
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+
+        # Otherwise they look for the server for a minute when this process ends.
+        EventsWorker.drain_all(10)
+        APILogWorker.drain_all(10)
     server.terminate()
     server.wait(30)
 
