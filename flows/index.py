@@ -56,10 +56,14 @@ class Entry:
 def build_index(root: Path) -> Path:
     """Write the pages from whatever there is; give the index's path. Raises ParamsError where params.yaml is wrong."""
     page = root / "reports" / "index.html"
-    models = load(root / "params.yaml").models
-    entries = [_entry(Paths(name, root), params, page.parent) for name, params in models.items()]
-    write_text(page, render("index.html", entries=entries))
+    write_text(page, render("index.html", entries=entries_of(root), live={}, tried={}, outside={}))
     return page
+
+
+def entries_of(root: Path) -> list[Entry]:
+    """What the page says of every model of params.yaml. Raises ParamsError where that is wrong."""
+    models = load(root / "params.yaml").models
+    return [_entry(Paths(name, root), params, root / "reports") for name, params in models.items()]
 
 
 def _entry(paths: Paths, params: Model, folder: Path) -> Entry:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 import socket
 import sys
 from pathlib import Path
@@ -18,8 +19,12 @@ class PortTaken(MillError):
 
 def serve(root: Path, *, port: int | None = None) -> None:
     """Answer for every model in use until Ctrl-C or SIGTERM; what was taken by then is answered."""
+    # A lane has a core to itself, and what it works on is small: threads of these libraries would only change places.
+    os.environ.update(POLARS_MAX_THREADS="1", TOKENIZERS_PARALLELISM="false")
+
     import uvicorn
 
+    from flows.portal import add_portal
     from tasks.journal import open_journal
     from tasks.serving.app import create_app
     from tasks.serving.limits import protocol
@@ -39,7 +44,8 @@ def serve(root: Path, *, port: int | None = None) -> None:
     journal = open_journal(journal_url(root, flows.journal))
     log_json()
     host, bound = listener.getsockname()[:2]
-    print(f"Serving on http://{host}:{bound} (docs below /docs). Ctrl-C stops it.", file=sys.stderr, flush=True)
+    said = f"Serving on http://{host}:{bound}: a page for people, and /docs for programs. Ctrl-C stops it."
+    print(said, file=sys.stderr, flush=True)
     app = create_app(
         Live(root, serving),
         serving,
@@ -47,6 +53,7 @@ def serve(root: Path, *, port: int | None = None) -> None:
         Keys(root, is_open=is_loopback(serving.host)),
         keep_days=flows.journal.keep_days,
     )
+    add_portal(app, root, app.state.service)
     config = uvicorn.Config(
         app,
         http=protocol(serving.body_seconds),

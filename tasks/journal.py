@@ -209,7 +209,7 @@ class Journal:
 
     def traffic(self, model: str, *, since_us: int, width_us: int) -> dict[int, int]:
         """How many answers a model gave in each stretch of time since a moment, by the stretch's number from 0."""
-        number = (PREDICTIONS.c.at_us - since_us).op("/")(width_us)
+        number = (PREDICTIONS.c.at_us - since_us) // width_us
         counted = (
             sa.select(number, sa.func.count())
             .where(PREDICTIONS.c.model == model, PREDICTIONS.c.at_us >= since_us, ~PREDICTIONS.c.is_shadow)
@@ -254,7 +254,20 @@ class Journal:
                     PREDICTIONS.c.id.in_(some) | PREDICTIONS.c.shadow_of.in_(some)
                 )
                 num_gone += self._delete(connection, list(connection.execute(chosen).scalars()))
+        if self._engine.dialect.name == "sqlite":
+            self._empty_log()
         return num_gone
+
+    def asked(self, inputs: Sequence[Mapping[str, Any]]) -> list[str]:
+        """The ids of the predictions, of whichever model, that had exactly one of these inputs."""
+        texts = sorted({json.dumps(one, ensure_ascii=False) for one in inputs})
+        ids: list[str] = []
+        with reading(self._engine, self._name) as connection:
+            for start in range(0, len(texts), _ROWS_PER_BATCH):
+                some = texts[start : start + _ROWS_PER_BATCH]
+                found = sa.select(PREDICTIONS.c.id).where(PREDICTIONS.c.inputs.in_(some)).order_by(PREDICTIONS.c.seq)
+                ids += connection.execute(found).scalars()
+        return ids
 
     def backup(self, path: Path) -> int:
         """Copy the journal as it stands at one moment into a new SQLite file; how many predictions it holds.
@@ -301,6 +314,14 @@ class Journal:
                 for _, written in entries:
                     with suppress(InvalidStateError):  # cancelled: its caller has gone
                         written.set_result(None)
+
+    def _empty_log(self) -> None:
+        """Bring what was deleted out of SQLite's log as well, where its pages stand until they are written over."""
+        connection = self._engine.raw_connection()  # a transaction would be in the way
+        try:
+            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        finally:
+            connection.close()
 
     @contextmanager
     def _begin(self) -> "Iterator[Connection]":

@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 
 from tasks.journal import Journal, open_journal
 from tasks.release import Release, read_release, seal
@@ -52,12 +53,19 @@ class Running:
 
 
 @contextmanager
-def running(root: Path, journal: str | None = None, **settings: Any) -> Iterator[Running]:
-    """Serve what `.mill/live.json` below root says."""
+def running(
+    root: Path,
+    journal: str | None = None,
+    also: Callable[[FastAPI], None] = lambda _: None,
+    is_open: bool = True,
+    **settings: Any,
+) -> Iterator[Running]:
+    """Serve what `.mill/live.json` below root says; `also` adds further pages."""
     serving = SERVING.model_copy(update=settings)
     live = Live(root, serving)
     kept = open_journal(journal or f"sqlite:///{root}/.mill/journal.sqlite")
-    app = create_app(live, serving, kept, Keys(root, is_open=True))
+    app = create_app(live, serving, kept, Keys(root, is_open=is_open))
+    also(app)
     http = protocol(serving.body_seconds)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, http=http, log_config=None, ws="none"))
     thread = threading.Thread(target=server.run)

@@ -56,6 +56,7 @@ def create_app(live: Live, serving: Serving, journal: Journal, keys: Keys, *, ke
         docs_url=None,
         redoc_url=None,
     )
+    app.state.service = service  # for pages that others add
     app.add_middleware(BodyLimits, max_bytes=int(serving.max_request_mb * 1e6), seconds=serving.body_seconds)
     app.add_middleware(RequestLog)
     _explain_errors(app)

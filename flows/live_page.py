@@ -1,0 +1,176 @@
+"""What the page of the running server adds to reports/index.html: versions over time, traffic, drift, and a trial."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from flows.git import git
+from flows.registry import Version, champion, decisions, told_at, versions
+from flows.worktree import home_of
+from tasks.attribution import Part
+from tasks.timeline import Bar, Event, bars, timeline
+from tasks.traffic import Stretch, stretches
+
+if TYPE_CHECKING:
+    from tasks.journal import Journal
+
+_STRETCH_US = 30 * 60 * 1_000_000
+_NUM_STRETCHES = 48
+_MOST_EVENTS = 24
+_MOST_ROWS = 8
+
+_WORDS = {
+    "promoted": "promoted",
+    "keep": "kept out",
+    "refused": "refused",
+    "ask": "asks a person",
+    "registered": "registered",
+}
+
+
+@dataclass(frozen=True)
+class Happened:
+    """One decision, or a version that no decision stands behind: when, what came of it, and its gate's page."""
+
+    when: datetime
+    outcome: str  # a key of _WORDS
+    name: str
+    sentence: str
+    found: Mapping[str, Any] | None  # metric, value, low, high
+    page: str | None
+
+    @property
+    def word(self) -> str:
+        return _WORDS[self.outcome]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a person asked on the page, and what came back: the answer with its words, or why there is none."""
+
+    inputs: Mapping[str, str]
+    answer: Mapping[str, Any] | None = None
+    parts: Sequence[Part] = ()
+    reason: str = ""
+
+    @property
+    def weights(self) -> list[tuple[str, int, bool]]:
+        """Each part with how strongly it counts, 0 to 100 of the strongest, and whether for the answer."""
+        strongest = max((abs(part.effect) for part in self.parts), default=0.0) or 1.0
+        return [(part.text, round(100 * abs(part.effect) / strongest), part.effect >= 0) for part in self.parts]
+
+
+@dataclass(frozen=True)
+class LiveModel:
+    """One model as it is served now."""
+
+    champion: Version | None
+    trouble: str
+    history: Markup
+    happened: Sequence[Happened]
+    num_answers: int
+    traffic: Markup
+    latency: Markup
+    latency_said: str
+    inputs: Sequence[str]
+    explains: bool
+
+
+def live_model(
+    root: Path, model: str, journal: "Journal", *, inputs: Sequence[str], explains: bool, trouble: str
+) -> LiveModel:
+    """All that the page says of a model besides its line. `trouble` is why its newest version is not in use, if so."""
+    home = home_of(root)
+    now, every = champion(home, model), _happened(home, model)
+    found = _traffic(journal, model)
+    return LiveModel(
+        champion=now,
+        trouble=trouble,
+        history=_history(every[-_MOST_EVENTS:]),
+        happened=every[::-1][:_MOST_ROWS],
+        num_answers=sum(one.num_answers for one in found),
+        traffic=bars([Bar(one.num_answers, _told(one, "answers")) for one in found], "Answers each half hour"),
+        latency=bars([Bar(one.p99_ms or 0.0, _told(one, "latency")) for one in found], "Latency, p99 in ms"),
+        latency_said=_latency_said(found),
+        inputs=inputs,
+        explains=explains,
+    )
+
+
+def _traffic(journal: "Journal", model: str) -> list[Stretch]:
+    """The last day, by half hours that begin at whole ones."""
+    now_us = time.time_ns() // 1000
+    since_us = (now_us // _STRETCH_US + 1 - _NUM_STRETCHES) * _STRETCH_US
+    counts = journal.traffic(model, since_us=since_us, width_us=_STRETCH_US)
+    latencies = journal.latencies(model, since_us=since_us)
+    return stretches(counts, latencies, since_us=since_us, width_us=_STRETCH_US, num=_NUM_STRETCHES)
+
+
+def _happened(home: Path, model: str) -> list[Happened]:
+    """What was decided about the model's challengers, and the versions that were made by hand, the earliest first."""
+    pages, made = _gate_pages(home, model), []
+    numbers = {version.commit: version for version in versions(home, model)}
+    for decision in decisions(home, model):
+        version = numbers.pop(decision["commit"], None)
+        told = told_at(home, decision["commit"], model)
+        outcome = "promoted" if version and decision["verdict"] == "promote" else str(decision["verdict"])
+        if told.get("verdict") == "refused":
+            outcome = "refused"
+        made.append(
+            Happened(
+                decision["when"],
+                outcome if outcome in _WORDS else "registered",
+                version.number if version else decision["when"].strftime("%d %b"),
+                str(decision["sentence"]),
+                version.metric if version else told.get("headline"),
+                pages.get(decision["commit"]),
+            )
+        )
+    by_hand = [
+        Happened(version.when, "registered", version.number, version.why, version.metric, None)
+        for version in numbers.values()
+    ]
+    return sorted([*made, *by_hand], key=lambda one: one.when)
+
+
+def _gate_pages(home: Path, model: str) -> dict[str, str]:
+    """The gate's pages that are kept, by the commit that they decided about."""
+    said = git(home, "for-each-ref", "--format=%(objectname) %(refname:strip=3)", f"refs/heads/retrain/{model}/")
+    folder, found = home / ".mill" / "retrain" / "reports", {}
+    for commit, _, name in (line.partition(" ") for line in said.splitlines()):
+        if (folder / name / "gate.html").is_file():
+            found[commit] = f"{name}/gate.html"
+    return found
+
+
+def _history(every: Sequence[Happened]) -> Markup:
+    if not every:
+        return Markup("")
+    events = [
+        Event(one.name, one.outcome, f"{one.when:%d %B %Y, %H:%M}, {one.word}. {one.sentence}", _interval(one.found))
+        for one in every
+    ]
+    return timeline(events, "The metric of each version with its interval, in their order")
+
+
+def _interval(found: Mapping[str, Any] | None) -> dict[str, float | None] | None:
+    return None if found is None else {name: found.get(name) for name in ("value", "low", "high")}
+
+
+def _told(one: Stretch, what: str) -> str:
+    began = datetime.fromtimestamp(one.began_us / 1e6, UTC)
+    if what == "answers" or one.p99_ms is None:
+        return f"{began:%d %B, %H:%M} UTC: {one.num_answers:,} answers"
+    return f"{began:%d %B, %H:%M} UTC: p50 {one.p50_ms:.1f} ms, p99 {one.p99_ms:.1f} ms"
+
+
+def _latency_said(found: Sequence[Stretch]) -> str:
+    last = next((one for one in reversed(found) if one.p99_ms is not None), None)
+    if last is None:
+        return ""
+    return f"Last: p50 {last.p50_ms:.1f} ms, p99 {last.p99_ms:.1f} ms over {last.num_answers:,} answers."
