@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from tasks.card import model_card
+from tasks.descriptors import describe
 from tasks.errors import DataError, ParamsError, did_you_mean
 from tasks.golden import make_golden
 from tasks.params import Deploy, Model
@@ -163,7 +164,7 @@ def reference(
     embedding_ND = np.asarray(outputs["pooled_embedding"], dtype=np.float32)
     answers = problem.answer(outputs, runtime.signature, runtime.calibration)
     embedding = pl.Series("embedding", embedding_ND, dtype=pl.Array(pl.Float32, embedding_ND.shape[1]))
-    return pl.concat([problem.descriptors(rows), answers, embedding.to_frame()], how="horizontal")
+    return pl.concat([describe(rows, runtime), answers, embedding.to_frame()], how="horizontal")
 
 
 def _data_of(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,76 @@
+"""What the monitor watches of inputs: numbers and kinds, a row each. A release's reference holds the same ones."""
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from tasks.languages import languages
+from tasks.problems import Problem
+from tasks.runtime import Runtime
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+INPUTS = "inputs"
+ANSWERS = "answers"
+CONFIDENCE = "confidence"
+EMBEDDING = "embedding"
+
+
+def describe(rows: pl.DataFrame, runtime: Runtime) -> pl.DataFrame:
+    """`id`, the problem's own descriptors, the language, and how the model's tokenizer takes the text.
+
+    The columns of text are the problem's; a problem without any has its own descriptors alone.
+    """
+    problem = runtime.problem
+    described = problem.descriptors(rows)
+    texts = [name for name in problem.texts if name in problem.inputs]
+    if not texts:
+        return described
+    together = rows.select(pl.concat_str(texts, separator="\n", ignore_nulls=True)).to_series()
+    encoded = problem.encode(rows, runtime.tokenizer, None, runtime.max_tokens)
+    num_tokens = encoded["input_ids"].list.len()
+    num_words = together.str.count_matches(r"\w+")
+    return described.with_columns(
+        language=languages(together),
+        tokens_per_word=_share(num_tokens, num_words),
+        share_unknown_tokens=_share(_count(encoded["input_ids"], unknown_id(runtime.tokenizer)), num_tokens),
+        truncated=encoded["truncated"],
+    )
+
+
+def families(reference: pl.DataFrame, problem: Problem) -> dict[str, str]:
+    """What each column of a reference is about: the inputs, the answers, how sure they are, or the embedding."""
+    own = set(problem.descriptors(problem.examples()).columns)
+    known = {"language", "tokens_per_word", "share_unknown_tokens", "truncated"}
+    found = {}
+    for name in reference.columns:
+        if name == "id":
+            continue
+        if name == "embedding":
+            found[name] = EMBEDDING
+        elif name in own or name in known:
+            found[name] = INPUTS
+        else:
+            found[name] = CONFIDENCE if name == "probability" else ANSWERS
+    return found
+
+
+def unknown_id(tokenizer: "Tokenizer") -> int | None:
+    """The number of the token that stands for what the vocabulary does not have; None where everything has one."""
+    name = getattr(tokenizer.model, "unk_token", None)
+    if name is not None:
+        return tokenizer.token_to_id(name)
+    # Unigram keeps a number instead of a name.
+    number = getattr(tokenizer.model, "unk_id", None)
+    return int(number) if number is not None else None
+
+
+def _count(ids: pl.Series, wanted: int | None) -> pl.Series:
+    if wanted is None:
+        return pl.repeat(0, len(ids), dtype=pl.UInt32, eager=True)
+    return ids.list.count_matches(wanted)
+
+
+def _share(counts: pl.Series, of: pl.Series) -> pl.Series:
+    return pl.select(pl.when(of > 0).then(counts / of).otherwise(0.0)).to_series()
