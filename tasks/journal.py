@@ -91,8 +91,8 @@ class Prediction:
             "client": self.client,
             "is_shadow": self.shadow_of is not None,
             "shadow_of": self.shadow_of,
-            "inputs": orjson.dumps(self.inputs).decode(),
-            "answer": orjson.dumps(self.answer).decode(),
+            "inputs": _text_of(self.inputs),
+            "answer": _text_of(self.answer),
             "latency_ms": self.latency_ms,
             "embedding": None if self.embedding is None else self.embedding.astype(_EMBEDDING).tobytes(),
         }
@@ -260,7 +260,7 @@ class Journal:
 
     def asked(self, inputs: Sequence[Mapping[str, Any]]) -> list[str]:
         """The ids of the predictions, of whichever model, that had exactly one of these inputs."""
-        texts = sorted({json.dumps(one, ensure_ascii=False) for one in inputs})
+        texts = sorted({_text_of(one) for one in inputs})
         ids: list[str] = []
         with reading(self._engine, self._name) as connection:
             for start in range(0, len(texts), _ROWS_PER_BATCH):
@@ -371,6 +371,10 @@ _WINDOW = {
     "label": pl.String(),
     "embedding": pl.List(pl.Float32()),
 }
+
+
+def _text_of(values: Mapping[str, Any]) -> str:
+    return orjson.dumps(values).decode()
 
 
 def _frame_row(row: "Row[Any]") -> tuple[Any, ...]:

@@ -227,3 +227,30 @@ def test_a_full_disk_is_said_and_what_was_written_stays(small_disk: object) -> N
     journal = open_journal(f"sqlite:///{disk}/journal.sqlite")
     assert journal.find(f"{0:032d}") is not None
     journal.close()
+
+
+def test_predictions_are_found_by_what_was_asked_and_forgotten_with_their_labels(journal: Journal) -> None:
+    write(journal, *(prediction(number, model=("reviews", "tweets")[number % 2]) for number in range(5)))
+    journal.add_labels([label(2)], model="reviews", client=None)
+    asked = [{"text": f"film {number} ⟨EMAIL_1⟩ 🎬"} for number in (2, 3)]
+    found = journal.asked([*asked, {"text": "nobody asked"}])
+    assert found == [f"{2:032d}", f"{3:032d}"]
+    assert journal.asked([]) == []
+    assert journal.forget(found) == 2
+    assert journal.asked(asked) == []
+    assert journal.find(found[0]) is None
+    assert journal.count("reviews") == 2
+    assert journal.forget(found) == 0
+
+
+def test_of_what_is_forgotten_no_byte_is_left_in_sqlites_files(tmp_path: Path) -> None:
+    journal = open_journal(f"sqlite:///{tmp_path}/journal.sqlite")
+    write(journal, *(prediction(number) for number in range(50)))
+    journal.add_labels([label(7, "unheard-of")], model="reviews", client=None)
+    journal.forget([f"{7:032d}"])
+    for file in tmp_path.iterdir():
+        content = file.read_bytes()
+        assert "film 7 ⟨".encode() not in content, file
+        assert b"unheard-of" not in content, file
+    assert "film 8 ⟨".encode() in (tmp_path / "journal.sqlite").read_bytes()
+    journal.close()
