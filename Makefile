@@ -31,6 +31,12 @@ run: install     ## run the line for every model, and show what it made
 
 CLIENTS := $(patsubst tests/clients/%.txt,.venv-clients/%/.installed,$(wildcard tests/clients/*.txt))
 
+# Servers to measure ours beside.
+.venv-rivals/%/.installed: tests/benchmarks/rivals/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --requirement $<
+	@touch $@
+
 test: install $(CLIENTS)  ## run the tests
 	python -m pytest
 
@@ -47,6 +53,7 @@ bench: install   ## measure what the README says, and print the figures
 	python -m tests.benchmarks.training
 	python -m tests.benchmarks.clean
 	python -m tests.benchmarks.noop
+	python -m tests.benchmarks.serving --only throughput latency journal swaps accuracy
 
 lock:            ## resolve pyproject.toml anew into requirements.lock, as near to the old versions as it allows
 	folder=$$(mktemp -d) && $(PYTHON) -m venv $$folder \

@@ -79,10 +79,10 @@ def test_requests_that_wait_are_computed_together_and_each_gets_its_own(
 def test_a_lane_takes_its_share_of_what_waits_and_no_more_than_a_window(model: Model) -> None:
     batcher = make(model, queue_rows=1000)
     hold(model, batcher)
-    futures = [batcher.submit(["text"]) for _ in range(40)]
+    futures = [batcher.submit(["text"]) for _ in range(100)]
     model.may_go.set()
     wait(futures, 10)
-    assert [len(batch) for batch in model.batches[1:]] == [16, 16, 8]  # four batches of four rows
+    assert [len(batch) for batch in model.batches[1:]] == [64, 36]  # sixteen batches of four rows
     batcher.close()
 
 

@@ -1,4 +1,4 @@
-"""Rows of many requests, answered together: a batch of 32 costs far less than 32 batches of one.
+"""Rows of many requests, answered together: a window of them costs far less than one after the other.
 
 What waits is shared out among lanes, each a thread that computes by itself: while one of them talks to Python, another
 has the processor. What waits is bounded in rows and in time: whoever comes when it is full is told at once, and latency
@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 
 # How many batches a lane takes from the queue together. It sorts their rows by length before it cuts them, and rows of
 # like length waste no padding.
-_WINDOW = 4
+_WINDOW = 16
 
 # A request is shared among lanes in parts of at least so many rows: less is not worth a call.
 _LEAST_PART = 4

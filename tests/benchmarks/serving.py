@@ -1,0 +1,253 @@
+"""The model server under load, beside a library without a server and beside other servers.
+
+    python -m tests.benchmarks.serving [--release models/reviews/release] [--only throughput …] [--rivals litserve …]
+
+Server, load generator and each of the others are processes of their own, on the same cores. Who is compared runs in
+turn, a pass over the same texts each, and every ratio is of two passes that followed one another: what else the machine
+does meets both. Rivals have their own environments: make .venv-rivals/litserve/.installed
+"""
+
+import argparse
+import json
+import statistics
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import httpx
+import polars as pl
+
+from tasks.release import Release, read_release
+from tests.benchmarks.contestants import MODEL, Pass, Server, Worker, bodies_of, mill_server, rival
+from tests.model_server import colder, use
+
+# The queue must not turn away what a pass over the texts asks: there, all are to be answered.
+_PATIENT = {"queue_seconds": 600, "queue_rows": 100_000}
+_CALLERS = 128  # rows that are asked at the same time
+
+
+def main() -> None:
+    """Print what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--release", type=Path, default=Path("models/reviews/release"), help="beside its checkpoint")
+    parser.add_argument("--texts", type=int, default=768)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--swaps", type=int, default=100)
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--rivals", nargs="*", default=[], help="litserve, bentoml, ray")
+    chosen = parser.parse_args()
+    rows = pl.read_parquet("data/samples/reviews.parquet").filter(pl.col("domain") == "movie", pl.col("score") != 0)
+    sample = rows.sample(chosen.texts, seed=1).with_columns(
+        label=pl.when(pl.col("score") > 0).then(pl.lit("positive")).otherwise(pl.lit("negative"))
+    )
+    for part in chosen.only:
+        print(f"\n{part}", flush=True)
+        PARTS[part](chosen, sample)
+
+
+def throughput(chosen: argparse.Namespace, sample: pl.DataFrame) -> None:
+    """Texts a second: the pipeline, ONNX Runtime alone, and the server with requests of 8 texts and of one."""
+    texts = sample["text"].to_list()
+    workers = [Worker("pipeline", chosen.release), Worker("onnxruntime", chosen.release)]
+    passes: dict[str, list[Pass]] = {}
+
+    def measure(name: str, go: Callable[[], Pass]) -> None:
+        passes.setdefault(name, []).append(go())
+
+    with mill_server(chosen.release, callers=_CALLERS, **_PATIENT) as server:
+        for one in (*workers, server):  # to warm them
+            one.go(texts[:128], 8)
+        for number in range(chosen.rounds):
+            measure("pipeline(batch_size=32)", lambda: workers[0].go(texts[: len(texts) // 3], 1))
+            measure("modelmill, requests of 8", lambda: server.go(texts, 8))
+            measure("onnxruntime, sorted", lambda: workers[1].go(texts, 1))
+            measure("modelmill, requests of 1", lambda: server.go(texts, 1))
+            print(
+                f"  round {number + 1}: "
+                + ", ".join(f"{name} {found[-1].texts_per_second:.0f}" for name, found in passes.items()),
+                flush=True,
+            )
+    for worker in workers:
+        worker.close()
+    _table(passes)
+    _ratio(passes, "modelmill, requests of 8", "pipeline(batch_size=32)", "at least 4")
+    _ratio(passes, "modelmill, requests of 8", "onnxruntime, sorted", "at least 0.75")
+    _ratio(passes, "modelmill, requests of 1", "pipeline(batch_size=32)", "at least 2.5")
+
+
+def rivals(chosen: argparse.Namespace, sample: pl.DataFrame) -> None:
+    """The same load on other servers over the same model, with batches of 32 that wait 5 ms; those keep no journal."""
+    texts = sample["text"].to_list()
+    for name in chosen.rivals:
+        passes: dict[str, list[Pass]] = {}
+        with (
+            mill_server(chosen.release, callers=_CALLERS, **_PATIENT) as ours,
+            rival(name, chosen.release, _CALLERS) as theirs,
+        ):
+            for server in (ours, theirs):
+                server.go(texts[:128], 8)
+            for _ in range(chosen.rounds):
+                for size in (1, 8):
+                    for server in (ours, theirs):
+                        label = f"{server.name}, requests of {size}"
+                        passes.setdefault(label, []).append(server.go(texts, size))
+                for server in (ours, theirs):
+                    server.callers = 1
+                    passes.setdefault(f"{server.name}, one caller", []).append(server.go(texts[:100], 1))
+                    server.callers = _CALLERS
+        _table(passes)
+        for how in ("requests of 1", "requests of 8", "one caller"):
+            _ratio(passes, f"modelmill, {how}", f"{name}, {how}", "")
+
+
+def latency(chosen: argparse.Namespace, sample: pl.DataFrame) -> None:
+    """p99 at half of what the server can, beside a single request; and at three times of it, who is sent away."""
+    texts = sample["text"].to_list()
+    for size in (1, 8):
+        with mill_server(chosen.release, callers=_CALLERS) as server:
+            bodies = bodies_of(texts, size)
+            server.load(bodies=bodies, callers=2, requests=len(bodies))
+            ratios = []
+            for _ in range(chosen.rounds):
+                most = server.load(bodies=bodies, callers=max(2, 64 // size), requests=len(bodies))
+                alone = server.load(bodies=bodies, callers=1, requests=min(100, len(bodies)))
+                rate = most["answered_per_second"] / 2
+                half = server.load(bodies=bodies, rate=rate, requests=max(100, int(10 * rate)))
+                ratios.append(half["ms"]["200"]["p99"] / alone["ms"]["200"]["p50"])
+                print(
+                    f"  requests of {size}: {2 * rate:.0f}/s at most; one alone p50 {alone['ms']['200']['p50']:.1f} ms;"
+                    f" at half p50 {half['ms']['200']['p50']:.1f}, p99 {half['ms']['200']['p99']:.1f} ms,"
+                    f" {ratios[-1]:.1f} times (at most 4) {_said(half)}",
+                    flush=True,
+                )
+            print(f"  p99 at half, in single requests: median {statistics.median(ratios):.2f}, best {min(ratios):.2f}")
+            flood = server.load(bodies=bodies, rate=6 * rate, requests=int(60 * rate), timeout=10)
+            after = server.load(bodies=bodies, callers=1, requests=min(100, len(bodies)))
+            away = flood["ms"].get("429", {}).get("p99", 0.0)
+            print(
+                f"  at three times, 10 s: {_said(flood)}; p99 of answers {flood['ms']['200']['p99']:.0f} ms, of those "
+                f"sent away {away:.0f} ms; afterwards one alone p50 {after['ms']['200']['p50']:.1f} ms {_said(after)}",
+                flush=True,
+            )
+
+
+def journal(chosen: argparse.Namespace, sample: pl.DataFrame) -> None:
+    """What the journal adds to a request: the same server with one that keeps nothing, in turn."""
+    bodies = bodies_of(sample["text"].to_list(), 1)
+    with mill_server(chosen.release) as kept, mill_server(chosen.release, journal=False) as bare:
+        for callers in (1, 8):
+            extra = []
+            for _ in range(2 * chosen.rounds):
+                found = [
+                    server.load(bodies=bodies, callers=callers, requests=150)["ms"]["200"]["p50"]
+                    for server in (kept, bare)
+                ]
+                extra.append(found[0] - found[1])
+            print(
+                f"  {callers} callers: {statistics.median(extra):+.2f} ms at p50 (at most +5), median of {len(extra)}"
+            )
+
+
+def swaps(chosen: argparse.Namespace, sample: pl.DataFrame) -> None:
+    """A hundred swaps between two versions under load: no failure, no answer whose version and content disagree."""
+    # One version is sure of what it says, the other says the same and is hardly surer than chance.
+    with mill_server(chosen.release) as server:
+        root: Path = server.root  # type: ignore[attr-defined]
+        one = read_release(root / "one")
+        two = colder(one, root / "two", 500.0)
+        asked = [
+            text
+            for text, answer in zip(sample["text"], _answers(server, sample["text"].to_list()), strict=True)
+            if answer["probability"] > 0.75
+        ]
+        reports: list[dict[str, object]] = []
+        stop = threading.Event()
+
+        def keep_asking() -> None:
+            while not stop.is_set():
+                reports.append(server.load(bodies=bodies_of(asked, 1), callers=8, requests=1000, keep=True))
+
+        asking = threading.Thread(target=keep_asking)
+        asking.start()
+        try:
+            took = _swap(server, root, [(two, one)[number % 2] for number in range(chosen.swaps)])
+        finally:
+            stop.set()
+            asking.join()
+    kept = [json.loads(content) for report in reports for content in report["kept"]]  # type: ignore[attr-defined]
+    statuses: dict[str, int] = {}
+    for report in reports:
+        for status, count in report["statuses"].items():  # type: ignore[attr-defined]
+            statuses[status] = statuses.get(status, 0) + count
+    mixed = sum((answer["version"] == one.version) != (answer["probability"] > 0.6) for answer in kept)
+    print(f"  {chosen.swaps} swaps under load: statuses {statuses}, {mixed} of {len(kept):,} answers mixed")
+    print(f"  from live.json to being in use: median {statistics.median(took):.2f} s, at most {max(took):.2f} s")
+
+
+def _swap(server: Server, root: Path, releases: Sequence[Release]) -> list[float]:
+    """Put versions in use, one after the other, and say how long each took to be the one that answers."""
+    took = []
+    with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=30) as client:
+        for release in releases:
+            started = time.perf_counter()
+            use(root, release, MODEL)
+            while client.get(f"/models/{MODEL}").json()["version"] != release.version:
+                time.sleep(0.005)
+            took.append(time.perf_counter() - started)
+    return took
+
+
+def accuracy(chosen: argparse.Namespace, sample: pl.DataFrame) -> None:
+    """How often the served version is right, beside the checkpoint that it was exported from."""
+    worker = Worker("pipeline", chosen.release)
+    texts = sample["text"].to_list()
+    checkpoint = worker.answers(texts)
+    worker.close()
+    with mill_server(chosen.release, **_PATIENT) as server:
+        served = [answer["label"] for answer in _answers(server, texts)]
+    right = [100 * sum(map(str.__eq__, answers, sample["label"])) / len(texts) for answers in (checkpoint, served)]
+    print(f"  right of {len(texts)}: checkpoint {right[0]:.2f} %, served {right[1]:.2f} %, {right[1] - right[0]:+.2f}")
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, pl.DataFrame], None]] = {
+    "throughput": throughput,
+    "rivals": rivals,
+    "latency": latency,
+    "journal": journal,
+    "swaps": swaps,
+    "accuracy": accuracy,
+}
+
+
+def _answers(server: Server, texts: Sequence[str]) -> list[dict[str, object]]:
+    report = server.load(bodies=bodies_of(texts, 1), callers=1, requests=len(texts), keep=True)
+    return [json.loads(content) for content in report["kept"]]
+
+
+def _table(passes: dict[str, list[Pass]]) -> None:
+    print(f"\n{'':34}{'texts/s':>10}{'from':>8}{'to':>8}{'CPU ms/text':>14}")
+    for name, found in passes.items():
+        rates = [one.texts_per_second for one in found]
+        cpu = statistics.median(one.cpu_ms_per_text for one in found)
+        print(f"{name:34}{statistics.median(rates):10.0f}{min(rates):8.0f}{max(rates):8.0f}{cpu:14.2f}")
+
+
+def _ratio(passes: dict[str, list[Pass]], one: str, other: str, wanted: str) -> None:
+    """The ratio of passes in the same round: in texts a second, and in what a text costs of the processor."""
+    rounds = list(zip(passes[one], passes[other], strict=True))
+    rates = [a.texts_per_second / b.texts_per_second for a, b in rounds]
+    costs = [b.cpu_ms_per_text / a.cpu_ms_per_text for a, b in rounds]
+    print(
+        f"{one} / {other}: {statistics.median(rates):.2f} ({min(rates):.2f} to {max(rates):.2f}) {wanted}; "
+        f"by processor time {statistics.median(costs):.2f}",
+        flush=True,
+    )
+
+
+def _said(report: dict[str, object]) -> str:
+    return f"{report['statuses']}" + (f" {report['failures']}" if report["failures"] else "")
+
+
+if __name__ == "__main__":
+    main()
