@@ -74,11 +74,11 @@ def mill(
             return process.wait(), "".join(tail)
         except BaseException:
             os.killpg(number, signal.SIGINT)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(PATIENCE_SECONDS)
-            except subprocess.TimeoutExpired:
-                os.killpg(number, signal.SIGKILL)
-                process.wait()
+            # What a shell has put into the background does not hear an interruption.
+            os.killpg(number, signal.SIGKILL)
+            process.wait()
             raise
         finally:
             if process.stdout is not None:

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import contextvars
 import os
 import signal
 import subprocess
@@ -105,6 +104,8 @@ class Commands:
             finally:
                 with self._lock:
                     self._groups.discard(number)
+                if self.is_stopped:  # what a shell has put into the background does not hear an interruption
+                    os.killpg(number, signal.SIGKILL)
 
     def _run(self, arguments: str | list[str], shell: Shell, number: int, say: Callable[[str], None]) -> int:
         process = subprocess.Popen(
@@ -118,8 +119,7 @@ class Commands:
             process_group=number,
         )
         assert process.stdout is not None  # noqa: S101
-        context = contextvars.copy_context()  # Prefect's settings, for whoever hears the lines
-        reader = threading.Thread(target=context.run, args=(_read, process.stdout, say), daemon=True)
+        reader = threading.Thread(target=_read, args=(process.stdout, say), daemon=True)
         reader.start()
         if self.is_stopped:  # between the look above and the start
             with contextlib.suppress(ProcessLookupError):

@@ -1,12 +1,20 @@
-"""The line in Prefect: a task run for each stage, and the flow run, watched for the order to cancel it."""
+"""The line as Prefect shows it: a flow run in a thread of its own, and in it a task run for each stage.
 
-import contextlib
+No stage waits for it. Prefect takes seconds to be imported and its temporary server more, and meanwhile the stages are
+at work; a server that goes away in the middle is missed and nothing else.
+"""
+
 import contextvars
+import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.merge import model_of_stage
 from flows.output import Output
 from flows.params import LineParams
 from flows.scheduling import Result
@@ -23,50 +31,235 @@ _RETRIED = "collect"
 _POLL_SECONDS = 2
 _ANSWER_SECONDS = 10
 _LOST_AFTER = 3  # polls without an answer
+_LAST_WORDS_SECONDS = 10  # for a run that was stopped to be shown as such
 
 
-class TaskRuns:
-    """Does stages' work within task runs of the flow run around it. Without Prefect's server the work is done too."""
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended: each stage's result by its address, and why it was stopped, if it was."""
 
-    def __init__(self, root: Path, params: LineParams, output: Output, is_stopped: Callable[[], bool]) -> None:
-        self._root, self._params, self._output, self._is_stopped = root, params, output, is_stopped
-        self._states: dict[str, State[Any]] = {}
+    results: Mapping[str, Result]
+    why_stopped: str = ""
 
-    def __call__(self, node: Node, upstream: Sequence[Result], work: Callable[[], Result]) -> Result:
-        """The last result of `work`: `collect` is tried again where it fails."""
+    @property
+    def failed(self) -> list[Result]:
+        return [result for result in self.results.values() if result.outcome == "failed"]
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A stage that has begun, or has come to an end without: what it needed, and the results of its attempts."""
+
+    node: Node
+    needs: tuple[str, ...]
+    retries: int
+    results: "queue.SimpleQueue[Result]" = field(default_factory=queue.SimpleQueue)
+    state: "Future[State[Any] | None]" = field(default_factory=Future)
+
+
+class FlowRun:
+    """Shows a run in Prefect while it goes on, and calls `stop` where somebody cancels it there.
+
+    `api` is the server's URL; without, a temporary one is started. `shown` are the flow run's parameters, `known` all
+    models.
+    """
+
+    def __init__(
+        self,
+        api: str | None,
+        root: Path,
+        params: LineParams,
+        output: Output,
+        shown: Mapping[str, Any],
+        *,
+        known: Sequence[str],
+        stop: Callable[[str], None],
+        is_stopped: Callable[[], bool],
+    ) -> None:
+        self._api, self._root, self._params, self._output, self._parameters = api, root, params, output, shown
+        self._known, self._stop, self._is_stopped = known, stop, is_stopped
+        self._news: queue.SimpleQueue[_Shown | None] = queue.SimpleQueue()
+        self._shown: dict[str, _Shown] = {}
+        self._ended = Ended({})
+        around = contextvars.copy_context()  # a flow run that this one is part of
+        self._thread = threading.Thread(target=around.run, args=(self._observe,), name="prefect", daemon=True)
+
+    def start(self) -> None:
+        """Bring Prefect up, and return at once."""
+        self._thread.start()
+
+    def watch(self, node: Node, upstream: Sequence[Result], work: Callable[[], Result]) -> Result:
+        """The last result of a stage's work, while Prefect shows it: `collect` is tried again where it fails."""
+        retries = self._params.collect_retries if node.word == _RETRIED else 0
+        shown = _Shown(node, tuple(result.address for result in upstream), retries)
+        self._shown[node.address] = shown
+        self._news.put(shown)
+        for attempt in range(retries + 1):
+            result = work()
+            shown.results.put(result)
+            if result.outcome != "failed" or attempt == retries or self._is_stopped():
+                break
+            self._output(node.address, f"to be tried again in {self._params.collect_retry_seconds:g} s")
+            self._rest(self._params.collect_retry_seconds)
+        return result
+
+    def finish(self, ended: Ended) -> None:
+        """Let Prefect show the rest and how the run ended, and wait for that; not for long where it was stopped."""
+        self._ended = ended
+        self._news.put(None)
+        until = time.monotonic() + (_LAST_WORDS_SECONDS if ended.why_stopped else float("inf"))
+        while self._thread.is_alive() and time.monotonic() < until:
+            self._thread.join(0.1)
+            if self._is_stopped() and not ended.why_stopped:
+                return
+
+    def _rest(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self._is_stopped():
+            time.sleep(min(0.2, seconds))
+
+    def _observe(self) -> None:
+        try:
+            self._as_flow()
+        except Exception as error:
+            self._output.detach()
+            self._output.about_all(
+                f"Prefect does not show how this run ended: {error!r}. Nothing is lost: what the stages have made is "
+                "recorded in DVC. `mill up` keeps a server."
+            )
+
+    def _as_flow(self) -> None:
+        from flows.prefect_api import on_server
+        from flows.prefect_link import Link
+
+        link = Link()
+        with on_server(self._api) as url, link.open(url):
+            from prefect import flow
+
+            @flow(name="line", flow_run_name="-".join(["line", *self._parameters["models"]]), persist_result=False)
+            def line(models: list[str], jobs: int, force: list[str]) -> "State[Any]":
+                self._greet()
+                self._show_all(link)
+                return _last_state(self._ended)
+
+            line(**self._parameters, return_state=True)
+
+    def _greet(self) -> None:
+        from prefect import get_run_logger
+        from prefect.utilities.urls import url_for
+
+        self._output.attach("", get_run_logger())
+        if self._api is not None:
+            self._output.about_all(f"Prefect shows it: {url_for('flow-run', _flow_run())}")
+
+    def _show_all(self, link: "Link") -> None:
+        """Make a task run of each stage as it comes, until the run has ended."""
+        over, threads = threading.Event(), []
+        watcher = contextvars.copy_context().run, (self._watch_for_cancelling, _flow_run(), link, over)
+        threading.Thread(target=watcher[0], args=watcher[1], daemon=True).start()
+        try:
+            while (shown := self._news.get()) is not None:
+                if not shown.results.empty():
+                    self._show(shown)
+                    continue
+                thread = threading.Thread(target=contextvars.copy_context().run, args=(self._show, shown), daemon=True)
+                thread.start()
+                threads.append(thread)
+            for thread in threads:
+                # One that was stopped between two attempts sleeps on.
+                thread.join(1 if self._ended.why_stopped else None)
+        finally:
+            over.set()
+
+    def _show(self, shown: _Shown) -> None:
+        """A stage as a task run, which ends with the stage's last attempt."""
         from prefect import get_run_logger, task
         from prefect.cache_policies import NO_CACHE
-        from prefect.client.schemas.objects import StateType
-        from prefect.utilities.annotations import allow_failure
 
-        results: list[Result] = []
-        retries = self._params.collect_retries if node.word == _RETRIED else 0
+        address = shown.node.address
 
         @task(
-            name=node.address,
-            task_run_name=lambda: node.address,
-            retries=retries,
+            name=address,
+            task_run_name=lambda: address,
+            retries=shown.retries,
             retry_delay_seconds=self._params.collect_retry_seconds,
             retry_condition_fn=lambda *_: not self._is_stopped(),
             cache_policy=NO_CACHE,
             persist_result=False,
         )
         def stage() -> "State[Any]":
-            self._output.attach(node.address, get_run_logger())
-            results.append(work())
-            if results[-1].outcome == "failed" and len(results) <= retries and not self._is_stopped():
-                self._output(node.address, f"to be tried again in {self._params.collect_retry_seconds:g} s")
-            return _state(results[-1])
+            self._output.attach(address, get_run_logger())
+            result = shown.results.get()
+            if result.outcome in ("ran", "restored"):
+                self._leave_artifacts(shown.node)
+            return _state(result)
 
-        # They draw the edges of the flow run's graph. Whether a stage may run is decided elsewhere, so that Prefect is
-        # told of nothing that it would wait for.
-        known = [self._states[need.address] for need in upstream if need.address in self._states]
-        before = [allow_failure(state.model_copy(update={"type": StateType.FAILED})) for state in known]
         try:
-            self._states[node.address] = stage(wait_for=before, return_state=True)
+            shown.state.set_result(stage(wait_for=self._before(shown), return_state=True))
         except Exception as error:
-            self._output(node.address, f"Prefect does not show this stage: {error!r}")
-        return results[-1] if results else work()
+            shown.state.set_result(None)
+            self._output(address, f"Prefect does not show this stage: {error!r}")
+
+    def _leave_artifacts(self, node: Node) -> None:
+        from flows.artifacts import leave_artifacts
+
+        model = model_of_stage(node.name, self._known)
+        try:
+            if model is not None:
+                leave_artifacts(self._root, model, node.word)
+        except Exception as error:  # it is the stage that counts
+            self._output(node.address, f"no artifacts in Prefect: {error!r}")
+
+    def _before(self, shown: _Shown) -> list[Any]:
+        """The states of what a stage needed: they draw the edges of the flow run's graph.
+
+        Whether a stage may run is decided elsewhere, so that Prefect is told of nothing that it would wait for.
+        """
+        from prefect.client.schemas.objects import StateType
+        from prefect.utilities.annotations import allow_failure
+
+        states = [self._shown[need].state.result() for need in shown.needs]
+        return [allow_failure(state.model_copy(update={"type": StateType.FAILED})) for state in states if state]
+
+    def _watch_for_cancelling(self, flow_run: "UUID", link: "Link", over: threading.Event) -> None:
+        from prefect.client.orchestration import get_client
+        from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+        silent = 0
+        if over.wait(_POLL_SECONDS):
+            return
+        with (
+            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+            get_client(httpx_settings={"timeout": _ANSWER_SECONDS}, sync_client=True) as client,
+        ):
+            while not over.is_set():
+                try:
+                    state = client.read_flow_run(flow_run).state
+                except Exception as error:
+                    silent, link.is_lost = silent + 1, True
+                    if silent == _LOST_AFTER:
+                        self._output.about_all(
+                            f"Prefect's server does not answer any more ({error}). The stages go on, and DVC records "
+                            "them."
+                        )
+                else:
+                    if silent >= _LOST_AFTER:
+                        self._output.about_all("Prefect's server answers again.")
+                    silent, link.is_lost = 0, False
+                    if state is not None and (state.is_cancelling() or state.is_cancelled()):
+                        self._stop("cancelled in Prefect")
+                        return
+                over.wait(_POLL_SECONDS)
+
+
+def _flow_run() -> "UUID":
+    """The flow run that this thread is in."""
+    from prefect.context import FlowRunContext
+
+    context = FlowRunContext.get()
+    assert context is not None  # noqa: S101
+    assert context.flow_run is not None  # noqa: S101
+    return context.flow_run.id
 
 
 def _state(result: Result) -> "State[Any]":
@@ -82,50 +275,16 @@ def _state(result: Result) -> "State[Any]":
     return Completed(name="Completed" if result.outcome == "ran" else result.outcome.title(), message=result.message)
 
 
-@contextlib.contextmanager
-def flow_run_watched(link: "Link", stop: Callable[[str], None], output: Output) -> Iterator[None]:
-    """Call `stop` where the flow run that this thread is in is cancelled in Prefect; say where to look at it."""
-    from prefect import get_run_logger
-    from prefect.context import FlowRunContext
-    from prefect.utilities.urls import url_for
+def _last_state(ended: Ended) -> "State[Any]":
+    """The flow run's last state, with what failed, how, and the end of its log."""
+    from prefect.states import Cancelled, Completed, Failed
 
-    context = FlowRunContext.get()
-    assert context is not None  # noqa: S101
-    assert context.flow_run is not None  # noqa: S101
-    number, ended = context.flow_run.id, threading.Event()
-    around = contextvars.copy_context()  # with Prefect's settings
-    watcher = threading.Thread(target=around.run, args=(_watch, number, link, stop, output, ended), daemon=True)
-    output.attach("", get_run_logger())
-    output.about_all(f"Prefect shows it: {url_for('flow-run', number)}")
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-
-
-def _watch(flow_run: "UUID", link: "Link", stop: Callable[[str], None], output: Output, ended: threading.Event) -> None:
-    from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-
-    silent = 0
-    with (
-        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
-        get_client(httpx_settings={"timeout": _ANSWER_SECONDS}, sync_client=True) as client,
-    ):
-        while not ended.wait(_POLL_SECONDS):
-            try:
-                state = client.read_flow_run(flow_run).state
-            except Exception as error:
-                silent, link.is_lost = silent + 1, True
-                if silent == _LOST_AFTER:
-                    output.about_all(
-                        f"Prefect's server does not answer any more ({error}). The stages go on, and DVC records them."
-                    )
-                continue
-            if silent >= _LOST_AFTER:
-                output.about_all("Prefect's server answers again.")
-            silent, link.is_lost = 0, False
-            if state is not None and (state.is_cancelling() or state.is_cancelled()):
-                stop("cancelled in Prefect")
-                return
+    counts: dict[str, int] = {}
+    for result in ended.results.values():
+        counts[result.outcome] = counts.get(result.outcome, 0) + 1
+    summary = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    if ended.why_stopped:
+        return Cancelled(message=f"{ended.why_stopped}: {summary}")
+    if ended.failed:
+        return Failed(message="\n\n".join([summary, *(result.message for result in ended.failed)]))
+    return Completed(message=summary)

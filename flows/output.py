@@ -1,9 +1,12 @@
 """What stages print while they run: to the terminal and into their logs in Prefect."""
 
+import collections
 import sys
 import threading
 from collections.abc import Iterable
 from typing import Any, Protocol
+
+_MAX_KEPT = 10_000  # lines of a stage
 
 
 class Log(Protocol):
@@ -18,6 +21,8 @@ class Output:
     def __init__(self) -> None:
         self._width = 0
         self._logs: dict[str, Log] = {}
+        # What was said before there was a log, which takes seconds to come.
+        self._kept: dict[str, collections.deque[str]] | None = {}
         self._lock = threading.Lock()
 
     def align(self, addresses: Iterable[str]) -> None:
@@ -25,20 +30,26 @@ class Output:
         self._width = max(map(len, addresses), default=0)
 
     def attach(self, address: str, log: Log) -> None:
-        """Give a stage's lines to its log as well; "" is the whole run."""
-        self._logs[address] = log
+        """Give a stage's lines to its log as well, first those that there were; "" is the whole run."""
+        with self._lock:
+            for text in (self._kept or {}).pop(address, ()):
+                log.info("%s", text)
+            self._logs[address] = log
 
     def detach(self) -> None:
         """Give lines to no log any more."""
-        self._logs = {}
+        with self._lock:
+            self._logs, self._kept = {}, None
 
     def __call__(self, address: str, text: str) -> None:
         lines = text.splitlines() or [""]
         with self._lock:
             sys.stderr.write("".join(f"{address:<{self._width}}  {line}\n" for line in lines))
             sys.stderr.flush()
-        if (log := self._logs.get(address)) is not None:
-            log.info("%s", text)
+            if (log := self._logs.get(address)) is not None:
+                log.info("%s", text)
+            elif self._kept is not None:
+                self._kept.setdefault(address, collections.deque(maxlen=_MAX_KEPT)).append(text)
 
     def about_all(self, text: str) -> None:
         """A line of the whole run."""

@@ -2,6 +2,9 @@
 
 import contextlib
 import os
+import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,15 +20,34 @@ class ServerError(MillError):
     """There is no Prefect server to run flows on."""
 
 
-@contextlib.contextmanager
-def prefect_api(root: Path) -> Iterator[str]:
-    """Settings under which Prefect's flows run on the server that they should: its API's URL.
+def find_server(root: Path) -> str | None:
+    """The URL of the Prefect API to run flows on; None where Prefect has to start a temporary server.
 
-    The one that PREFECT_API_URL or Prefect's profile names; else the one of this repository's `mill up`; else a
-    temporary one, which takes seconds to start. Raises ServerError where a server is named and does not answer.
+    It is the one that PREFECT_API_URL or Prefect's profile names, else the one of this repository's `mill up`. Raises
+    ServerError where one is named and does not answer.
     """
+    named = os.environ.get("PREFECT_API_URL")
+    if not named and _may_be_in_settings():
+        named = _in_settings()
+    if not named:
+        from flows.up import running_api
+
+        return running_api(root)
+    if error := silence(named):
+        raise ServerError(
+            f"Prefect's server at {named} does not answer: {error}. {_origin()} names it. Start that server, or do "
+            "without it: `prefect config unset PREFECT_API_URL`, or unset it in the environment. "
+            "`dvc repro` runs the line without Prefect."
+        )
+    return named
+
+
+@contextlib.contextmanager
+def on_server(api: str | None) -> Iterator[str]:
+    """Settings under which Prefect's flows run on that server, without one on a temporary server; its API's URL."""
     # Prefect reads it when it is imported, and hands it to the server that it starts.
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    from prefect.client.orchestration import get_client
     from prefect.settings import (
         PREFECT_API_URL,
         PREFECT_CLIENT_MAX_RETRIES,
@@ -33,61 +55,56 @@ def prefect_api(root: Path) -> Iterator[str]:
         temporary_settings,
     )
 
-    named = PREFECT_API_URL.value()
-    url = named or _of_mill_up(root)
-    settings: dict[Any, Any] = {PREFECT_API_URL: url} if url else {}
-    settings |= {
-        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: _START_SECONDS,
+    settings: dict[Any, Any] = {
         PREFECT_CLIENT_MAX_RETRIES: _RETRIES,
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: _START_SECONDS,
+        **({PREFECT_API_URL: api} if api else {}),
     }
     with temporary_settings(settings):
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
-            answered = _answered(named)
-        yield answered
+        if api is None:
+            with get_client(sync_client=True) as client:  # starts it
+                api = str(client.api_url)
+        yield api
 
 
-def _of_mill_up(root: Path) -> str | None:
-    from flows.up import running_api
+def _may_be_in_settings() -> bool:
+    """Whether Prefect may have been told of a server elsewhere than in the environment. Importing it takes seconds."""
+    if "prefect" in sys.modules or any(os.environ.get(f"PREFECT_{name}") for name in ("PROFILE", "PROFILES_PATH")):
+        return True
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    if (home / "profiles.toml").exists() or Path("prefect.toml").exists():
+        return True
+    marks = {"pyproject.toml": "[tool.prefect", ".env": "PREFECT_"}
+    return any(mark in _text(Path(name)) for name, mark in marks.items())
 
-    return running_api(root)
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
 
-def _answered(named: str | None) -> str:
-    """The URL of the API, once it has answered."""
-    from prefect.client.orchestration import get_client
+def _in_settings() -> str | None:
+    from prefect.settings import PREFECT_API_URL
 
+    return PREFECT_API_URL.value() or None
+
+
+def silence(api: str) -> str:
+    """Why a Prefect API does not answer; empty where it does, if only to say who may ask."""
     try:
-        with get_client(httpx_settings={"timeout": _ANSWER_SECONDS}, sync_client=True) as client:
-            error = client.api_healthcheck()
-            url = str(client.api_url)
-    except RuntimeError as failure:  # the temporary one has not started
-        raise ServerError(
-            f"Prefect's temporary server did not start: {failure} `mill up` starts a lasting one."
-        ) from None
-    if error is None:
-        return url
-    raise ServerError(
-        f"Prefect's server at {url} does not answer ({type(error).__name__}: {error}). "
-        f"{_origin(named)} names it. Start that server, or do without it: {_way_out(named)} "
-        "`dvc repro` runs the line without Prefect."
-    )
+        urllib.request.urlopen(f"{api.rstrip('/')}/health", timeout=_ANSWER_SECONDS).close()  # noqa: S310
+    except urllib.error.HTTPError as error:
+        return "" if error.code in (401, 403) else f"HTTP {error.code} {error.reason}"
+    except urllib.error.URLError as error:
+        # Which authorities are trusted is Prefect's own setting.
+        return "" if "CERTIFICATE_VERIFY_FAILED" in str(error) else str(error.reason)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
 
 
-def _origin(named: str | None) -> str:
-    if named is None:
-        return "This repository's `mill up`"
+def _origin() -> str:
     if os.environ.get("PREFECT_API_URL"):
         return "The environment variable PREFECT_API_URL"
-    return f"Prefect's profile {_profile()!r} (or a prefect.toml, or pyproject.toml)"
-
-
-def _way_out(named: str | None) -> str:
-    if named is None:
-        return "`mill down`."
-    return "unset PREFECT_API_URL." if os.environ.get("PREFECT_API_URL") else "prefect config unset PREFECT_API_URL."
-
-
-def _profile() -> str:
     from prefect.context import get_settings_context
 
-    return str(get_settings_context().profile.name)
+    return f"Prefect's profile {get_settings_context().profile.name!r} (or prefect.toml, pyproject.toml or .env)"

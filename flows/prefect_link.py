@@ -2,16 +2,20 @@
 
 import contextlib
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
-from prefect.events import Event
 from prefect.events.clients import PrefectEventsClient
 from prefect.events.worker import EventsWorker, emit_events_to_cloud
 from prefect.logging.handlers import APILogWorker, set_api_log_sink
 
+from flows.prefect_api import silence
+
 _DRAIN_SECONDS = 10
 _MAX_KEPT_LOGS = 10_000
+_RUNS = ("prefect.flow_runs", "prefect.task_runs")
+_EVENTS = ("prefect.events.clients", "prefect._internal.concurrency")
 
 
 class Link:
@@ -20,73 +24,64 @@ class Link:
     def __init__(self) -> None:
         self.is_lost = False
         self._logs: list[dict[str, Any]] = []
-
-    def send_log(self, log: dict[str, Any]) -> None:
-        """Send a line of a log, and before it those that were kept; keep it where the server is away."""
-        self._logs.append(log)
-        if self.is_lost:
-            del self._logs[:-_MAX_KEPT_LOGS]
-            return
-        logs, self._logs = self._logs, []
-        for kept in logs:
-            APILogWorker.instance().send(kept)
+        self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def open(self, api_url: str) -> Iterator[None]:
         """Let what the flow run within tells the server go this way; all of it has arrived afterwards, if it can."""
-        set_api_log_sink(self.send_log)
+        self._api = api_url
+        # Found here, where Prefect's settings name the server: lines come from threads that have none.
+        self._worker = APILogWorker.instance()
+        set_api_log_sink(self._send_log)
         if not emit_events_to_cloud():
-            EventsWorker.set_client_override(_Events, api_url=api_url, link=self)
+            # What did not get through is sent again with the next event, so that one need not be tried for long.
+            EventsWorker.set_client_override(PrefectEventsClient, api_url=api_url, reconnection_attempts=1)
         try:
-            with _only_in_prefects_logs():
+            with _filtered(_RUNS, _without_nothing, propagate=False), _filtered(_EVENTS, self._is_to_be_said):
                 yield
-            if not self.is_lost:
-                EventsWorker.drain_all(_DRAIN_SECONDS)
-                APILogWorker.drain_all(_DRAIN_SECONDS)
+                if not self.is_lost:
+                    EventsWorker.drain_all(_DRAIN_SECONDS)
+                    APILogWorker.drain_all(_DRAIN_SECONDS)
         finally:
             EventsWorker.set_client_override(None)
             set_api_log_sink(None)
 
+    def _send_log(self, log: dict[str, Any]) -> None:
+        """Send a line of a log, and before it those that were kept; keep it where the server is away."""
+        with self._lock:
+            self._logs.append(log)
+            if self.is_lost:
+                del self._logs[:-_MAX_KEPT_LOGS]
+                return
+            for kept in self._logs:
+                self._worker.send(kept)
+            self._logs = []
 
-class _Events(PrefectEventsClient):
-    """Prefect's own, which sends again what was not confirmed once it has found its server again."""
+    def _is_to_be_said(self, record: logging.LogRecord) -> bool:
+        """Whether a complaint about an event says something new: that the server is away is said once, elsewhere."""
+        if record.levelno >= logging.WARNING and not self.is_lost:
+            self.is_lost = bool(silence(self._api))
+        return not self.is_lost
 
-    def __init__(self, api_url: str, link: Link) -> None:
-        super().__init__(api_url)
-        self._link = link
 
-    async def _emit(self, event: Event) -> None:
-        if self._link.is_lost:
-            self._unconfirmed_events.append(event)
-            return
-        try:
-            await super()._emit(event)
-        except Exception:
-            if not self._link.is_lost:
-                raise
-
-    def _log_connection_error(self, error: Exception) -> None:
-        """Nothing: whoever watches the flow run says it, once."""
+def _without_nothing(record: logging.LogRecord) -> bool:
+    """A state that is returned is logged with the traceback of no exception."""
+    if record.exc_info and record.exc_info[0] is None:
+        record.exc_info = None
+    return True
 
 
 @contextlib.contextmanager
-def _only_in_prefects_logs() -> Iterator[None]:
-    """Keep Prefect's own lines about runs from the terminal: what matters of them is there already."""
-
-    def without_nothing(record: logging.LogRecord) -> bool:
-        """A state that is returned is logged with the traceback of no exception."""
-        if record.exc_info and record.exc_info[0] is None:
-            record.exc_info = None
-        return True
-
-    loggers = [logging.getLogger(f"prefect.{name}") for name in ("flow_runs", "task_runs")]
+def _filtered(names: tuple[str, ...], keep: Any, *, propagate: bool = True) -> Iterator[None]:
+    """Loggers that keep to what `keep` says, and, without `propagate`, from the terminal: it has what matters."""
+    loggers = [logging.getLogger(name) for name in names]
     former = [logger.propagate for logger in loggers]
     for logger in loggers:
-        logger.propagate = False
-        logger.addFilter(without_nothing)
+        logger.addFilter(keep)
+        logger.propagate = logger.propagate and propagate
     try:
         yield
     finally:
-        for logger, propagate in zip(loggers, former, strict=True):
-            logger.removeFilter(without_nothing)
-            logger.propagate = propagate
+        for logger, before in zip(loggers, former, strict=True):
+            logger.removeFilter(keep)
+            logger.propagate = before

@@ -6,8 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from flows.flow_run import Ended
 from flows.index import build_index
-from flows.line import INTERRUPTED, Ended, run_line
+from flows.line import INTERRUPTED, run_line
 from flows.merge import model_of_stage
 from flows.params import load_flows
 from flows.scheduling import Result

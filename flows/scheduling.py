@@ -1,7 +1,6 @@
 """In which order stages are run: each as soon as those it waits for are done, as many at once as there are jobs."""
 
 import contextlib
-import contextvars
 import queue
 import threading
 import time
@@ -91,10 +90,6 @@ class Scheduler:
         self._news.put(None)
 
     @property
-    def is_done(self) -> bool:
-        return len(self.results) == len(self._nodes)
-
-    @property
     def why_stopped(self) -> str:
         """What `stop` was called for; empty without."""
         return self._why_stopped
@@ -139,8 +134,7 @@ class Scheduler:
         while self._ready and len(self._running) < self._jobs and not self._why_stopped:
             node = self._ready.pop(0)
             self._running.add(node.address)
-            context = contextvars.copy_context()  # Prefect's flow run
-            threading.Thread(target=context.run, args=(self._run, node), name=node.address, daemon=True).start()
+            threading.Thread(target=self._run, args=(node,), name=node.address, daemon=True).start()
 
     def _run(self, node: Node) -> None:
         try:

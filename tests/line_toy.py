@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flows.line import Ended, run_line
+from flows.flow_run import Ended
+from flows.line import run_line
 from flows.params import LineParams
 from tasks.shards import write_text
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.line import Ended
+from flows.flow_run import Ended
 from tasks.shards import write_text
 from tests import line_toy as toy
 

@@ -1,0 +1,77 @@
+"""What a stage leaves in Prefect beside its task run: its rows, its metrics with intervals, links to its reports."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.tally import Reports, reports, steps
+from tasks.paths import STAGES, Paths
+
+Table = list[dict[str, Any]]
+
+
+def leave_artifacts(root: Path, model: str, stage: str) -> None:
+    """Make the artifacts of a model's stage in the task run that this thread is in; none for a stage without reports.
+
+    Those of one stage have one key at every run, so that Prefect keeps their history.
+    """
+    from prefect.artifacts import create_link_artifact, create_table_artifact
+
+    if stage not in STAGES:
+        return
+    paths = Paths(model, root.resolve())
+    found = reports(paths)
+    if rows := tally(paths, stage, found):
+        create_table_artifact(rows, key=_key(model, stage, "rows"), description=f"What became of {model}'s rows")
+    if stage == "evaluate" and stage in found:
+        create_table_artifact(
+            metrics(found[stage]), key=_key(model, stage, "metrics"), description=f"{model} on the held-out rows"
+        )
+    for name, place in _places(paths, stage):
+        create_link_artifact(place.as_uri(), link_text=str(place.relative_to(paths.root)), key=_key(model, stage, name))
+
+
+def tally(paths: Paths, stage: str, found: Reports) -> Table:
+    """A stage's rows: in, out, and what became of the others."""
+    step = next(step for step in steps(paths) if step.stage == stage)
+    table: Table = [
+        {"what": what, "rows": rows}
+        for what, rows in (("rows in", step.rows_in), ("rows out", step.rows_out))
+        if rows is not None
+    ]
+    return table + [{"what": what, "rows": rows} for what, rows in _lost(stage, found).items() if rows]
+
+
+def metrics(evaluation: Mapping[str, Any]) -> Table:
+    """Each metric with its confidence interval, and the headline metric of each baseline."""
+    headline = evaluation["headline_metric"]
+    table = [_row(name, figures) for name, figures in sorted(evaluation["metrics"].items())]
+    for name, baseline in sorted(evaluation["baselines"].items()):
+        table.append(_row(f"{headline} of the baseline {name}", baseline["metrics"][headline]))
+    return table
+
+
+def _row(name: str, figures: Mapping[str, float | None]) -> dict[str, Any]:
+    return {"metric": name, **{key: figures[key] for key in ("value", "low", "high")}}
+
+
+def _lost(stage: str, found: Reports) -> Mapping[str, int]:
+    if stage == "validate" and stage in found:
+        return {"in quarantine": found[stage]["rows"]["quarantined"]}
+    if stage == "clean" and stage in found:
+        return {f"dropped: {reason}": rows for reason, rows in found[stage]["dropped"].items()}
+    return {}
+
+
+def _places(paths: Paths, stage: str) -> Iterator[tuple[str, Path]]:
+    """The stage's reports that are there, each with a word for its artifact's key."""
+    candidates: Sequence[tuple[str, Path]] = [("page", paths.page(stage)), ("report", paths.report(stage))]
+    if stage == "validate":
+        candidates = [("data-docs", paths.reports / "data_docs" / "index.html"), *candidates]
+    return ((name, place) for name, place in candidates if place.exists())
+
+
+def _key(*words: str) -> str:
+    """A key as Prefect wants it: small letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")
