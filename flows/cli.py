@@ -161,6 +161,14 @@ def retrain(
     raise typer.Exit(retrain_model(Path(), model, force=force, why=why).exit_code)
 
 
+@app.command(hidden=True)
+def gate(model: Model, home: Annotated[Path, typer.Option("--home", help="The repository's main checkout.")]) -> None:
+    """Judge the release of this worktree against the champion. `mill retrain` asks for it."""
+    from flows.gating import judge_release
+
+    print(judge_release(home, Path(), model))
+
+
 @app.command()
 def sync() -> None:
     """Bring the branch `live`, where scheduled runs land, into the branch you are on."""

@@ -34,6 +34,7 @@ from tasks.params import Count, Positive, Section, Seed, Share, Text
 
 Verdict = Literal["promote", "keep", "ask"]
 Way = Literal["superior", "margin"]
+Cost = Literal["latency", "size"]
 
 Probability = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 
@@ -47,7 +48,7 @@ class Gate(Section):
     uses: Count  # how many decisions one test set may serve
     rows: Count | None  # how many test rows decide, the rest is kept for the next test set; null takes all
     margin: Positive  # how much worse the metric may be where something below improves
-    improves: dict[Literal["latency", "size"], Share]  # by which share it has to fall, for the way by the margin
+    improves: dict[Cost, Share]  # by which share it has to fall, for the way by the margin
     slice_margin: Positive
     max_latency_ms: Positive | None  # p50 at batch 1, on the machine that decides
     max_size_mb: Positive | None
@@ -80,7 +81,7 @@ class Decision:
     smallest_gain: float
     smallest_margin: float
     margin_is_refused: bool
-    improved: Sequence[str]
+    improved: Sequence[Cost]
     slices: Sequence[Slice]
 
     @property
@@ -91,7 +92,7 @@ class Decision:
 def decide(
     evidence: Evidence,
     slices: Mapping[tuple[str, str], Evidence | None],
-    improved: Sequence[str],
+    improved: Sequence[Cost],
     rules: Gate,
     level: float,
 ) -> Decision:
@@ -156,9 +157,9 @@ class Contender:
         return float(np.median(self.latency_ms))
 
 
-def over_limits(challenger: Contender, rules: Gate) -> list[Literal["latency", "size"]]:
+def over_limits(challenger: Contender, rules: Gate) -> list[Cost]:
     """Which limits it is above."""
-    over: list[Literal["latency", "size"]] = []
+    over: list[Cost] = []
     if rules.max_latency_ms is not None and challenger.p50_ms > rules.max_latency_ms:
         over.append("latency")
     if rules.max_size_mb is not None and challenger.megabytes > rules.max_size_mb:
@@ -166,7 +167,7 @@ def over_limits(challenger: Contender, rules: Gate) -> list[Literal["latency", "
     return over
 
 
-def falls(challenger: Contender, champion: Contender, alpha: float) -> dict[Literal["latency", "size"], float]:
+def falls(challenger: Contender, champion: Contender, alpha: float) -> dict[Cost, float]:
     """By which share each thing is lower than the champion's, below 0 where it is higher.
 
     Latency is noisy: its share is the one that it has with a confidence of 1 - alpha.
@@ -177,7 +178,7 @@ def falls(challenger: Contender, champion: Contender, alpha: float) -> dict[Lite
     }
 
 
-def improved_by(fallen: Mapping[Literal["latency", "size"], float], rules: Gate) -> list[str]:
+def improved_by(fallen: Mapping[Cost, float], rules: Gate) -> list[Cost]:
     """What falls by the share that params name."""
     return [name for name, share in sorted(rules.improves.items()) if fallen[name] > 0 and fallen[name] >= share]
 

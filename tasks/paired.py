@@ -8,6 +8,7 @@ larger.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -16,11 +17,15 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+# What could have been shown rests on how much the two differ, which these rows know only about; so it is taken to be as
+# much as it is with this confidence, and then the power is at least the one that is asked for.
+CAUTION = 0.9
+
 # What lies further out adds less than this to a probability.
 _TAIL = 1e-10
 
-# Halvings of an interval of width 1: far below what is printed.
-_HALVINGS = 30
+# Halvings of an interval of width 1: to a millionth.
+_HALVINGS = 20
 
 
 class Evidence(Protocol):
@@ -74,9 +79,10 @@ class Discordance:
     def p_above(self, bound: float) -> float:
         """McNemar's exact test where the bound is 0, and Tango's score test for any other."""
         if bound == 0:
-            from scipy.stats import binom
+            from scipy.special import betainc
 
-            return float(binom.sf(self.gained - 1, self.gained + self.lost, 0.5))
+            # The upper tail of a binomial distribution, from `gained` on.
+            return float(betainc(self.gained, self.lost + 1, 0.5)) if self.gained else 1.0
         return _upper_tail(float(score(self.gained, self.lost, self.num_rows, bound)))
 
     def p_below(self, bound: float) -> float:
@@ -96,24 +102,20 @@ class Discordance:
         return high
 
     def smallest_gain(self, level: float, power: float) -> float:
-        """By the exact power of McNemar's test, at the share of rows on which the two differ here."""
-        return _smallest(lambda gain: mcnemar_power(self.num_rows, max(self._differing, gain), gain, level), power)
+        """By the exact power of McNemar's test."""
+        return _smallest_gain(self.num_rows, self.gained + self.lost, level, power)
 
     def smallest_margin(self, level: float, power: float) -> float:
-        """By the exact power of the score test, at the share of rows on which the two differ here."""
-        return _smallest(lambda margin: score_power(self.num_rows, self._differing, margin, level), power)
+        """By the exact power of the score test."""
+        return _smallest_margin(self.num_rows, self.gained + self.lost, level, power)
 
     def rows_for(self, margin: float, level: float, power: float) -> int:
         """Tango 1998, the sample size of the score test, by the normal approximation."""
-        half = self._differing / 2
-        null = _restricted(half, half, 1.0, -margin)
-        spread = _quantile(level) * math.sqrt(2 * float(null) - margin * (1 + margin))
-        spread += _quantile(1 - power) * math.sqrt(self._differing)
+        differing = _differing(self.num_rows, self.gained + self.lost)
+        null = float(_restricted(differing / 2, differing / 2, 1.0, -margin))
+        spread = _quantile(level) * math.sqrt(2 * null - margin * (1 + margin))
+        spread += _quantile(1 - power) * math.sqrt(differing)
         return math.ceil((spread / margin) ** 2)
-
-    @property
-    def _differing(self) -> float:
-        return (self.gained + self.lost) / self.num_rows
 
 
 def score(gained: "Integers | int", lost: "Integers | int", num_rows: int, difference: float) -> Floats:
@@ -168,6 +170,27 @@ def _likely(num_rows: int, share: float) -> Integers:
     from scipy.stats import binom
 
     return np.arange(int(binom.ppf(_TAIL, num_rows, share)), int(binom.isf(_TAIL, num_rows, share)) + 1)
+
+
+@cache
+def _smallest_gain(num_rows: int, num_differing: int, level: float, power: float) -> float:
+    differing = _differing(num_rows, num_differing)
+    return _smallest(lambda gain: mcnemar_power(num_rows, max(differing, gain), gain, level), power)
+
+
+@cache
+def _smallest_margin(num_rows: int, num_differing: int, level: float, power: float) -> float:
+    differing = _differing(num_rows, num_differing)
+    return _smallest(lambda margin: score_power(num_rows, differing, margin, level), power)
+
+
+def _differing(num_rows: int, num_differing: int) -> float:
+    """The largest share on which two may truly differ that do so on some of these rows: Clopper and Pearson 1934."""
+    from scipy.special import betaincinv
+
+    if num_differing == num_rows:
+        return 1.0
+    return float(betaincinv(num_differing + 1, num_rows - num_differing, CAUTION))
 
 
 def _smallest(power_of: Callable[[float], float], power: float) -> float:

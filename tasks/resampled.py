@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.paired import CAUTION
+
 Floats = NDArray[np.float64]
 
 # The difference of two models under R weightings of the N rows.
@@ -37,6 +39,7 @@ class Resampled:
     num_rows: int
     effect: float
     error: float
+    largest_error: float  # that the true one is not above, with the confidence of CAUTION
     offs: Floats  # sorted; without the resamples that leave the metric undefined
     num_undefined: int  # which count against every claim
 
@@ -54,7 +57,7 @@ class Resampled:
     def smallest_gain(self, level: float, power: float) -> float:
         from scipy.special import ndtri
 
-        return (self._quantiles(level)[1] + float(ndtri(power))) * self.error
+        return (self._quantiles(level)[1] + float(ndtri(power))) * self.largest_error
 
     def smallest_margin(self, level: float, power: float) -> float:
         return self.smallest_gain(level, power)
@@ -99,19 +102,21 @@ def resample(
     sizes_U: Floats = np.array([*np.bincount(units_N), *[num_rows / num_units] * 2])
     effect = float(difference(np.ones((1, num_rows)))[0])
     error = float(_errors(np.ones((1, len(sizes_U))), influence_U, sizes_U)[0])
-    parts = []
+    parts, errors = [], []
     for counts_RU in _draws(len(sizes_U), num_rows, resamples, seed):
         drawn_RU = counts_RU[:, :num_units]
         moved_R = difference(drawn_RU if num_units == num_rows else drawn_RU[:, units_N]) - effect
         moved_R += (counts_RU[:, -2] - counts_RU[:, -1]) * most / num_rows
         errors_R = _errors(counts_RU, influence_U, sizes_U)
+        errors.append(errors_R)
         # Where a resample has no spread, its difference either has not moved or lies as far off as can be.
         with np.errstate(divide="ignore", invalid="ignore"):
             parts.append(np.where(np.abs(moved_R) > 1e-12, moved_R / errors_R, np.where(np.isnan(moved_R), np.nan, 0)))
         advance(len(counts_RU))
     offs_R = np.concatenate(parts)
     defined_R = np.sort(offs_R[~np.isnan(offs_R)])
-    return Resampled(num_rows, effect, error, defined_R, len(offs_R) - len(defined_R))
+    largest = max(error, float(np.quantile(np.concatenate(errors), CAUTION)))
+    return Resampled(num_rows, effect, error, largest, defined_R, len(offs_R) - len(defined_R))
 
 
 def mean_of(differences_N: Floats) -> Difference:
