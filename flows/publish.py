@@ -21,9 +21,14 @@ _SSH = "ssh -oBatchMode=yes -oConnectTimeout=20"
 def owe(root: Path, commit: str) -> None:
     """Note that a commit, its data and its tags have to go out."""
     with _notes(root) as file:
-        owed = _read(file)
-        if commit not in owed:
-            write_json(file, [*owed, commit])
+        noted = _read(file)
+        if commit not in noted:
+            write_json(file, [*noted, commit])
+
+
+def owed(root: Path) -> list[str]:
+    """The commits that still have to go out."""
+    return _read(home_of(root) / ".mill" / "unpushed")
 
 
 def publish(root: Path, at: Path | None = None) -> str:
@@ -35,11 +40,11 @@ def publish(root: Path, at: Path | None = None) -> str:
     """
     home = home_of(root)
     with _notes(root) as file:
-        owed = [commit for commit in _read(file) if tip(home, commit)]
-        if not owed:
+        waiting = [commit for commit in _read(file) if tip(home, commit)]
+        if not waiting:
             file.unlink(missing_ok=True)
             return ""
-        store, failure = _push_data(at or home, owed)
+        store, failure = _push_data(at or home, waiting)
         remote = _remote(home)
         if not failure and remote:
             failure = _push_history(at or home, home, remote)
@@ -76,8 +81,14 @@ def _push_data(at: Path, commits: list[str]) -> tuple[str, str]:
     from dvc.repo import Repo
 
     try:
-        with Repo(str(at)) as repo:
-            repo.push(revs=commits, workspace=False)
+        with Repo(str(at)) as repo, repo.lock:
+            wanted = set()
+            # DVC's own push by revisions takes a remote's relative path for one below the root of the disk.
+            for _ in repo.brancher(revs=list(commits), workspace=False):
+                wanted |= set().union(*repo.index.used_objs(push=True).values())
+            failed = repo.cloud.push(wanted, remote=store).failed
+            if failed:
+                raise UploadError(len(failed))
     except UploadError as error:
         return store, f"{error.amount} files did not reach the DVC remote {store}; `dvc push` says why."
     except LockError:
@@ -98,9 +109,12 @@ def _remote(home: Path) -> str:
 
 
 def _push_history(at: Path, home: Path, remote: str) -> str:
-    """Push live, the retrain branches and all tags of versions, promotions and decisions; why not, where it fails."""
+    """Push live, the retrain branches and the tags of versions, promotions, decisions and what was forgotten.
+
+    Why not, where it fails.
+    """
     models = {tag.split("@v")[0] for tag in git(home, "tag", "--list", "*@v*").splitlines()}
-    wanted = ["refs/heads/retrain/*", "refs/tags/decision/*"]
+    wanted = ["refs/heads/retrain/*", "refs/tags/decision/*", "refs/tags/forgotten/*"]
     wanted += [f"refs/tags/{model}{kind}*" for model in sorted(models) for kind in ("@", "#")]
     wanted += [f"refs/heads/{LIVE}"] if tip(home, f"refs/heads/{LIVE}") else []
     asks = attempt(home, "config", "core.sshCommand").returncode == 0

@@ -97,6 +97,20 @@ def test_data_goes_to_s3_and_history_to_git_and_nothing_of_the_persons(repositor
     assert not (repository / ".mill/unpushed").exists()
 
 
+def test_a_remote_beside_the_repository_is_found_by_its_relative_path(repository, tmp_path):
+    dvc(repository, "remote", "default", "near")
+    owe(repository, git(repository, "rev-parse", "live"))
+    assert publish(repository) == "Pushed to the DVC remote near."
+    assert len([path for path in (tmp_path / "store").rglob("*") if path.is_file()]) == 1
+
+
+def test_what_was_forgotten_goes_out_as_well(repository, bare):
+    git(repository, "tag", "-am", "{}", "forgotten/films/1")
+    owe(repository, git(repository, "rev-parse", "live"))
+    publish(repository)
+    assert "refs/tags/forgotten/films/1" in refs(bare)
+
+
 def test_there_is_nothing_to_say_where_nothing_is_owed_or_no_remote_is_known(repository):
     assert publish(repository) == ""
     owe(repository, git(repository, "rev-parse", "live"))
