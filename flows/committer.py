@@ -111,7 +111,7 @@ class Committer:
         from dvc.repo import Repo
 
         self._quiet = contextlib.ExitStack()
-        self._quiet.enter_context(_quiet())
+        self._quiet.enter_context(_warnings_alone(self._patience.say))
         try:
             self._repo: Repo = Repo(str(self._root))
         except NotDvcRepoError:
@@ -291,17 +291,31 @@ def _explained(error: Exception) -> str:
     return ": ".join(said)
 
 
+class _Warnings(logging.Handler):
+    """What DVC warns of, said where the run says everything else."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._say(f"dvc: {record.getMessage()}")
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """DVC's warnings alone: what it does is said here, and its progress bars would run into the stages' output."""
+def _warnings_alone(say: Callable[[str], None]) -> Iterator[None]:
+    """What DVC does is said here, and its progress bars would run into the stages' output."""
     levels = {"dvc": logging.WARNING, "dvc_data": logging.WARNING, "dvc_objects": logging.WARNING}
     levels["dvc.progress"] = logging.CRITICAL
-    importlib.import_module("dvc")  # it sets levels of its own
-    before = {name: logging.getLogger(name).level for name in levels}
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
+    importlib.import_module("dvc")  # it sets levels and handlers of its own
+    loggers = {logging.getLogger(name): level for name, level in levels.items()}
+    former = [(logger, logger.level, logger.handlers) for logger in loggers]
+    for logger, level in loggers.items():
+        logger.setLevel(level)
+        logger.handlers = [] if "." in logger.name else [_Warnings(say)]
     try:
         yield
     finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
+        for logger, level, handlers in former:
+            logger.setLevel(level)
+            logger.handlers = handlers
