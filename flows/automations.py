@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 DRIFT_EVENT = "modelmill.drift"
 
+# What the event's resource says of the labels that there are to learn from.
+LABELS, ENOUGH = "modelmill.labels", "enough"
+
 _BLOCK = "modelmill-notify"
 # The states of a run that somebody has to look at.
 _BAD = ("Ask", "Crashed", "Failed", "TimedOut")
@@ -93,8 +96,13 @@ def _on_drift(one: Deployed) -> "AutomationCore":
 
     return AutomationCore(
         name=f"{one.name}: drift",
-        description=f"An event {DRIFT_EVENT} starts {one.name}, which itself keeps cool_down_hours and max_a_week.",
-        trigger=EventTrigger(expect={DRIFT_EVENT}, match={"prefect.resource.id": resource_of(one.model)}),
+        description=(
+            f"An event {DRIFT_EVENT} with {LABELS} {ENOUGH} starts {one.name}, which itself keeps cool_down_hours and "
+            "max_a_week."
+        ),
+        trigger=EventTrigger(
+            expect={DRIFT_EVENT}, match={"prefect.resource.id": resource_of(one.model), LABELS: ENOUGH}
+        ),
         actions=[
             RunDeployment(
                 deployment_id=one.id,

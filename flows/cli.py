@@ -294,6 +294,18 @@ def feedback(
 
 
 @app.command()
+def monitor(model: Model) -> None:
+    """Judge what a model was asked and answered since the last look, against the rows that its release was held to.
+
+    Prints the verdict (ok, watch, alarm, or that the predictions are too few yet) and where to look. Exits with 3 on an
+    alarm, with 0 otherwise.
+    """
+    from flows.monitor import monitor as look
+
+    raise typer.Exit(look(Path(), model).exit_code)
+
+
+@app.command()
 def backup(file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")]) -> None:
     """Copy the journal of predictions as it stands at this moment, while the server runs."""
     from flows.feedback import back_up

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flows.automations import DRIFT_EVENT, resource_of
+from flows.automations import DRIFT_EVENT, ENOUGH, LABELS, resource_of
 from flows.up import running_api
 from tasks.errors import MillError
 
@@ -16,17 +16,26 @@ class NotHeard(MillError):
     """There is no server to tell it to."""
 
 
-def emit_drift(root: Path, model: str, sentence: str, payload: Mapping[str, Any] | None = None) -> uuid.UUID:
+def emit_drift(
+    root: Path,
+    model: str,
+    sentence: str,
+    payload: Mapping[str, Any] | None = None,
+    *,
+    enough_labels: bool = True,
+) -> uuid.UUID:
     """Say that a model's world has moved: its retrain starts by that, within its cool-down and budget. The event's id.
 
-    `sentence` says how, and goes into the commit and the tags of the retrain; `payload` is what JSON can hold. Raises
-    NotHeard where no server takes it.
+    Without `enough_labels` to learn from no retrain starts: whoever listens is asked for labels. `sentence` says how it
+    has moved, and goes into the commit and the tags of the retrain; `payload` is what JSON can hold. Raises NotHeard
+    where no server takes it.
     """
     api = running_api(root) or os.environ.get("PREFECT_API_URL")
     if not api:
+        by_hand = f" Retrain by hand: mill retrain {model}" if enough_labels else ""
         raise NotHeard(
             f"{model}: drift was seen, and nobody hears of it: `mill up` does not run here, and PREFECT_API_URL names "
-            f"no server. Retrain by hand: mill retrain {model}"
+            f"no server.{by_hand}"
         )
     import httpx
     from prefect.client.orchestration import get_client
@@ -36,7 +45,11 @@ def emit_drift(root: Path, model: str, sentence: str, payload: Mapping[str, Any]
         "id": str(uuid.uuid4()),
         "occurred": datetime.now(UTC).isoformat(),
         "event": DRIFT_EVENT,
-        "resource": {"prefect.resource.id": resource_of(model), "prefect.resource.name": model},
+        "resource": {
+            "prefect.resource.id": resource_of(model),
+            "prefect.resource.name": model,
+            LABELS: ENOUGH if enough_labels else "wanted",
+        },
         "payload": {**(payload or {}), "model": model, "sentence": sentence},
     }
     try:

@@ -17,6 +17,7 @@ from tasks.gate import Gate
 from tasks.mistakes import mistakes_of
 from tasks.params import Count, NotNegative, Positive, Section, Text, load
 from tasks.serving.settings import Keeping, Serving
+from tasks.watching import Watching
 
 # As much of a cron line as shows the longest pause in it: a weekend, a season, two leap years.
 _FROM, _A_WEEK_LATER, _UNTIL = (datetime(*day, tzinfo=UTC) for day in ((2000, 1, 1), (2000, 1, 11), (2009, 1, 1)))
@@ -112,11 +113,16 @@ class Retrain(Schedule):
     max_a_week: Count  # how many of a week's retrains drift may have asked for
 
 
+class Monitor(Watching, Schedule):
+    """The scheduled look at what a model is asked and answers."""
+
+
 class ModelFlows(Section):
     """The flows of one model."""
 
     gate: Gate
     retrain: Retrain | None
+    monitor: Monitor | None = None  # without one it is looked at by nobody
 
 
 class Flows(Section):

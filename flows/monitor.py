@@ -1,0 +1,237 @@
+"""`mill monitor`: judge what a model in use was asked and answered since the last look, and say what follows.
+
+Each whole window of a version's predictions is judged against that version's own release, once. Its figures, its
+report and its place in Evidently's history are there before it counts as judged. An alarm becomes an event: with
+enough new labels it starts the retrain, with too few it asks for labels and names the rows.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from flows.follow_up import follow_up
+from flows.monitor_findings import find
+from flows.monitor_page import write_page
+from flows.monitored import RECORD, Memory, Progress, Watched
+from flows.params import Monitor, flows_of, load_flows
+from flows.serve import journal_url
+from flows.store import current, version_folder
+from tasks.errors import MillError, ParamsError, ReleaseError
+from tasks.monitor import ALARM, Judged, Subject, judge_window, open_subject, sentence
+from tasks.monitor_report import keep_snapshot, make_report, save_report
+from tasks.release import Release, read_release
+from tasks.shards import write_json
+from tasks.windows import Window, Windows, cut, open_windows
+
+DONE, ALARMED = 0, 3
+
+WAITING = "waiting"
+
+# More of a backlog become larger windows instead: each further one is a further chance of a false alarm.
+MOST_WINDOWS = 10
+
+SHOWN_WINDOWS = 100
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What came of a look: the verdict that stands, a sentence for people, and the page."""
+
+    verdict: str  # ok, watch, alarm; waiting where no window of this version is full yet
+    sentence: str
+    advice: tuple[str, ...]  # what to do, and what was done
+    num_windows: int  # judged in this look
+    page: Path
+
+    @property
+    def exit_code(self) -> int:
+        return ALARMED if self.verdict == ALARM else DONE
+
+
+def monitor(root: Path, model: str, say: Say = print) -> Looked:
+    """Look at a model once, within a flow run of Prefect where there is a server, and say what came of it.
+
+    Raises ParamsError where params.yaml does not say how, ReleaseError where nothing is in use, Busy where another
+    monitor is at it.
+    """
+    params = flows_of(model, root / "params.yaml").monitor
+    if params is None:
+        raise ParamsError(
+            f"params.yaml: flows.models.{model}.monitor is not there, so nothing says what is drift. Write it as the "
+            "shipped file has it for reviews."
+        )
+    watched = Watched(root, model)
+    with watched.alone():
+        journal = open_windows(journal_url(root, load_flows(root / "params.yaml").journal), model)
+        try:
+            looked = _as_flow(root, model, lambda: _Look(root, model, params, watched, journal, say).run())
+        finally:
+            journal.close()
+    for line in (looked.sentence, *looked.advice, f"Look at {looked.page}."):
+        say(line)
+    return looked
+
+
+def _as_flow(root: Path, model: str, look: Callable[[], Looked]) -> Looked:
+    """Within a flow run where a server keeps it: a temporary one would take seconds to start, and forget it."""
+    from flows.up import running_api
+
+    api = os.environ.get("PREFECT_API_URL") or running_api(root)
+    if api is None:
+        return look()
+    from prefect import flow
+    from prefect.client.schemas.objects import State
+    from prefect.context import FlowRunContext
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.states import Completed
+
+    if FlowRunContext.get() is not None:
+        return look()
+    found: list[Looked] = []
+
+    def run() -> State[Any]:
+        found.append(look())
+        return Completed(name=found[0].verdict.capitalize(), message=found[0].sentence)
+
+    with temporary_settings({PREFECT_API_URL: api}):
+        state = flow(name="monitor", flow_run_name=f"monitor-{model}", log_prints=True)(run)(return_state=True)
+    if not found:
+        state.result()  # raises what stopped it
+    return found[0]
+
+
+@dataclass
+class _Look:
+    """One look at a model."""
+
+    root: Path
+    model: str
+    params: Monitor
+    watched: Watched
+    journal: Windows
+    say: Say
+
+    def run(self) -> Looked:
+        live = current(self.model, self.root)
+        if live is None:
+            raise ReleaseError(f"No version of {self.model} is in use, so nothing is watched. `mill run {self.model}`.")
+        before = self.watched.read()
+        subjects = {live.version: open_subject(live)}
+        pending = self.journal.pending(before.settled, time.time_ns() // 1000)
+        memory = before
+        for version in pending["version"].unique(maintain_order=True):
+            numbers = pending.filter(pl.col("version") == version)["seq"].to_numpy()
+            memory = self._look_at(memory, version, numbers, live, subjects)
+        memory = self._settled(memory, pending, live)
+        self.watched.write(memory)
+        self.watched.drop_pages(memory, self.params.keep_pages)
+        return self._conclude(memory, memory.windows - before.windows, subjects[live.version], pending)
+
+    def _look_at(
+        self, memory: Memory, version: str, numbers: Any, live: Release, subjects: dict[str, Subject]
+    ) -> Memory:
+        """Judge the whole windows of one version."""
+        progress = memory.versions.get(version, Progress())
+        windows = cut(version, numbers[numbers > progress.judged], self.params.window, MOST_WINDOWS)
+        if windows and version not in subjects:
+            try:
+                folder = version_folder(self.root, self.model, version)
+                subjects[version] = open_subject(read_release(folder))
+            except MillError as error:
+                self.say(f"{self.model}: what {version} has answered cannot be judged any more. {error}")
+                return memory
+        for window in windows:
+            memory = self._judge(memory, window, subjects[version])
+        return memory
+
+    def _judge(self, memory: Memory, window: Window, subject: Subject) -> Memory:
+        """Judge one window, keep what was found of it, and only then count it as judged."""
+        progress = memory.versions.get(window.version, Progress())
+        number = memory.windows + 1
+        rows = self.journal.rows(window, subject.inputs, subject.answer)
+        if len(rows) < 2:  # forgotten in the meantime
+            judged = None
+        else:
+            judged = judge_window(
+                subject, rows, self.journal.embeddings, self.params, progress.streak, self.watched.calibration
+            )
+            self._keep(number, judged, subject, rows)
+        streak = judged.record["streak"] if judged else progress.streak
+        since = progress.since if progress.streak and streak else window.first
+        progress = Progress(window.last, progress.rows + len(rows), streak, since)
+        memory = replace(
+            memory,
+            windows=number if judged else memory.windows,
+            versions={**memory.versions, window.version: progress},
+        )
+        self.watched.write(memory)
+        if judged:
+            self.say(f"window {number}: {sentence(self.model, judged.record, self.params)}")
+        return memory
+
+    def _keep(self, number: int, judged: Judged, subject: Subject, rows: pl.DataFrame) -> None:
+        looked_at = rows.filter(pl.col("id").is_in(judged.described["id"].implode()))
+        snapshot = make_report(
+            subject,
+            judged,
+            looked_at["latency_ms"].to_list(),
+            self._right(subject, judged),
+            f"{self.model} window {number}",
+        )
+        keep_snapshot(snapshot, self.root / ".mill" / "evidently", self.model, number)
+        with self.watched.new_window(number) as folder:
+            save_report(snapshot, folder)
+            write_json(folder / RECORD, {"number": number, "model": self.model, **judged.record})
+
+    def _right(self, subject: Subject, judged: Judged) -> Any:
+        """1 where a label says that the answer is right, 0 where it is wrong, NaN where nobody has said so yet."""
+        right = np.full(len(judged.described), np.nan)
+        problem = subject.runtime.problem
+        if problem.label is None or "label" not in judged.described.columns:
+            return right
+        known = self.journal.labels_of(subject.version, judged.record["first"]["seq"], judged.record["last"]["seq"])
+        said = dict(known.select("id", known["label_json"].str.json_path_match(f"$.{problem.label}")).iter_rows())
+        for place, (row_id, answered) in enumerate(judged.described.select("id", "label").iter_rows()):
+            if said.get(row_id) is not None:
+                right[place] = float(said[row_id] == answered)
+        return right
+
+    def _settled(self, memory: Memory, pending: pl.DataFrame, live: Release) -> Memory:
+        """Up to where nothing is left to look at: what a version that is out of use has left over is too little."""
+        if pending.is_empty():
+            return memory
+        of_live = memory.versions.get(live.version, Progress()).judged
+        left = pending.filter((pl.col("version") == live.version) & (pl.col("seq") > of_live))
+        others = pending.filter(pl.col("version") != live.version)
+        versions = dict(memory.versions)
+        for version, last in others.group_by("version").agg(pl.col("seq").max()).iter_rows():
+            progress = versions.get(version, Progress())
+            versions[version] = replace(progress, judged=max(progress.judged, last), streak=0)
+        newest = pending["seq"][-1]
+        settled = left["seq"][0] - 1 if len(left) else newest
+        return replace(memory, settled=max(memory.settled, settled), versions=versions)
+
+    def _conclude(self, memory: Memory, num_windows: int, subject: Subject, pending: pl.DataFrame) -> Looked:
+        """What stands of the version in use: the verdict, what labels say, what follows from it, and the page."""
+        history = self.watched.history(memory, SHOWN_WINDOWS)
+        last = next((record for record in reversed(history) if record["version"] == subject.version), None)
+        progress = memory.versions.get(subject.version, Progress())
+        waiting = pending.filter((pl.col("version") == subject.version) & (pl.col("seq") > progress.judged)).height
+        if last is None:
+            told = f"{self.model}: not enough predictions: {waiting} of {self.params.window}."
+        else:
+            told = f"{sentence(self.model, last, self.params)} {waiting} of {self.params.window} of the next are there."
+        findings = find(self.root, self.model, self.journal, subject, memory.server, last)
+        about = (self.root, self.model, self.params, self.watched, self.journal)
+        followed = follow_up(*about, memory, subject, last, findings.num_labels, told)
+        self.watched.write(replace(memory, server=findings.server, told=followed.told))
+        page = write_page(*about, subject, told, history, waiting, findings, followed)
+        return Looked(last["verdict"] if last else WAITING, told, followed.sentences, num_windows, page)

@@ -1,0 +1,95 @@
+"""What stands beside the windows of a version in use: late labels, a challenger in its shadow, failed requests."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.params import load_flows
+from flows.up import running
+from tasks.health import failures
+from tasks.monitor import Subject
+from tasks.quality import compared_shadow, measured_quality, selection
+from tasks.windows import Windows
+
+# The newest ones are measured: older labels say less of now.
+_MOST_LABELS = 5_000
+_MOST_SHADOWS = 20_000
+_ANSWER_SECONDS = 2
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that is known of a version in use apart from its windows."""
+
+    num_labels: int
+    quality: Mapping[str, Any]
+    selection: Mapping[str, float] | None
+    shadow: Mapping[str, Any] | None
+    server: Mapping[str, float] | None  # counters of the running server
+    failures: Mapping[str, float] | None  # since the last look
+
+
+def find(
+    root: Path,
+    model: str,
+    journal: Windows,
+    subject: Subject,
+    counted: Mapping[str, float] | None,
+    last: Mapping[str, Any] | None,
+) -> Findings:
+    """Ask the journal and the running server. `counted` are the server's counters at the look before."""
+    problem, signature = subject.runtime.problem, subject.runtime.signature
+    labelled = journal.labelled(subject.version, subject.inputs, subject.answer, _MOST_LABELS)
+    shadows = journal.shadows(subject.version, subject.answer, _MOST_SHADOWS)
+    server = requests_of(root, model)
+    return Findings(
+        num_labels=journal.num_labelled(subject.version),
+        quality=measured_quality(labelled, signature, problem, subject.evaluate, subject.release.manifest["metrics"]),
+        selection=selection(labelled, last["mean_confidence"] if last else None),
+        shadow=compared_shadow(shadows, signature, problem),
+        server=server if server is not None else counted,
+        failures=failures(counted, server),
+    )
+
+
+def requests_of(root: Path, model: str) -> dict[str, float] | None:
+    """How many requests for a model the running server has had, by how they ended; None where none can be asked.
+
+    Where keys are in use, MILL_KEY has to hold one with the scope admin.
+    """
+    import httpx
+    from prometheus_client.parser import text_string_to_metric_families
+
+    headers = {"Authorization": f"Bearer {os.environ['MILL_KEY']}"} if os.environ.get("MILL_KEY") else {}
+    try:
+        answer = httpx.get(f"{_address(root)}/metrics", headers=headers, timeout=_ANSWER_SECONDS)
+        answer.raise_for_status()
+    except httpx.HTTPError:
+        return None
+    return {
+        sample.labels["outcome"]: sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+        if sample.name == "modelmill_requests_total" and sample.labels["model"] == model
+    }
+
+
+def _address(root: Path) -> str:
+    here = _running(root)
+    if here is not None:
+        return here.rstrip("/")
+    serving = load_flows(root / "params.yaml").serve
+    host = "127.0.0.1" if serving.host in ("0.0.0.0", "::") else serving.host  # noqa: S104
+    return f"http://{host}:{serving.port}"
+
+
+def _running(root: Path) -> str | None:
+    from flows.git import GitError
+
+    try:
+        found = running(root)
+    except GitError:
+        return None
+    return found.serves if found is not None else None

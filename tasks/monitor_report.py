@@ -1,0 +1,215 @@
+"""A window as a report of Evidently: HTML, JSON, and a snapshot in a workspace that `evidently ui` shows.
+
+Evidently gets the rows that the tests have looked at, and of those the columns alone that are watched: no texts, no
+ids, and embeddings as their projection. It measures drift by this project's own figures and thresholds, so that both
+say the same.
+"""
+
+import json
+import math
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.drift import DISTANCE, Reference, Sample, kolmogorov_smirnov, rounded, total_variation
+from tasks.monitor import Judged, Subject
+from tasks.shards import write_json, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from evidently.core.container import MetricOrContainer
+    from evidently.core.report import Snapshot
+    from evidently.legacy.core import ColumnType
+
+HTML, JSON = "evidently.html", "evidently.json"
+
+_METHOD = "modelmill_shift"
+_NAMESPACE = uuid.UUID("6f5c1f0e-0c3c-5a0e-9a53-8a2f6b3e7c10")
+_LATENCY, _SURE, _RIGHT = "latency_ms", "probably_right", "right"
+
+
+def make_report(
+    subject: Subject, judged: Judged, latency_ms: Sequence[float], right: NDArray[np.float64], name: str
+) -> "Snapshot":
+    """The report of a window. `latency_ms` and `right` (1, 0, or NaN without a label) are of the rows looked at."""
+    from evidently import DataDefinition, Dataset, Report
+
+    _register_method()
+    kinds = {one.name: one.kind for one in subject.reference.watched}
+    current = _columns(subject.reference, judged.sample)
+    held_out = _columns(subject.reference, subject.reference.sample)
+    axes = [column for column in current if column.startswith("embedding_axis_")]
+    measured = {
+        _LATENCY: np.asarray(latency_ms, dtype=np.float64),
+        **({_SURE: _surer(subject, judged)} if judged.record["estimate"] else {}),
+        **({_RIGHT: right} if np.isfinite(right).any() else {}),
+    }
+    numbers = [column for column in current if kinds.get(column, "number") == "number"]
+    definition = DataDefinition(
+        numerical_columns=[*numbers, *measured],
+        categorical_columns=[column for column in current if kinds.get(column) == "category"],
+    )
+    metrics = [*_metrics(judged, subject, set(current) - set(axes), axes), *_measures(measured)]
+    record = judged.record
+    last = datetime.fromtimestamp(record["last"]["at_us"] / 1e6, tz=UTC).replace(tzinfo=None)
+    with warnings.catch_warnings():
+        # The reference has no latencies, and Evidently divides by how many there are.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return Report(metrics, include_tests=True).run(
+            Dataset.from_pandas(_frame(current, measured), definition),
+            Dataset.from_pandas(_frame(held_out, dict.fromkeys(measured, np.array([]))), definition),
+            timestamp=last,
+            name=name,
+            tags=[record["verdict"], record["version"]],
+            metadata={key: str(record[key]) for key in ("version", "verdict", "streak", "rows", "looked_at")},
+        )
+
+
+def save_report(snapshot: "Snapshot", folder: Path) -> None:
+    """The report's page and its figures."""
+    write_text(folder / HTML, snapshot.get_html_str(as_iframe=False))
+    write_json(folder / JSON, _without_nan(json.loads(snapshot.json())))
+
+
+def keep_snapshot(snapshot: "Snapshot", workspace: Path, model: str, number: int) -> None:
+    """Put it into the workspace, as the same run however often it is put there: a killed monitor does it again."""
+    from evidently.sdk.models import ProjectModel
+    from evidently.ui.workspace import Workspace
+
+    workspace.mkdir(parents=True, exist_ok=True)
+    store = Workspace.create(str(workspace))
+    project = uuid.uuid5(_NAMESPACE, model)
+    if store.get_project(project) is None:
+        store.add_project(
+            ProjectModel(id=project, name=model, description=f"What {model} was asked, window by window.")
+        )
+        _add_panels(store, project)
+    store.state.write_snapshot(project, uuid.uuid5(_NAMESPACE, f"{model} {number}"), snapshot.to_snapshot_model())
+
+
+def _metrics(judged: Judged, subject: Subject, columns: set[str], axes: list[str]) -> Iterator["MetricOrContainer"]:
+    from evidently.metrics import (
+        DriftedColumnsCount,
+        OutRangeValueCount,
+        RowCount,
+        ValueDrift,
+    )
+
+    thresholds = {test["name"]: _least_drift(test) for test in judged.record["tests"]}
+    yield RowCount()
+    for test in judged.record["tests"]:
+        if test["name"] in columns:
+            yield ValueDrift(column=test["name"], method=_METHOD, threshold=thresholds[test["name"]])
+    if axes:
+        yield DriftedColumnsCount(columns=axes, method=_METHOD, threshold=thresholds[DISTANCE], drift_share=0.5)
+    for test in judged.record["tests"]:
+        if test["kind"] == "number" and test["family"] == "inputs":
+            held_out = subject.reference.sample.columns[test["name"]]
+            yield OutRangeValueCount(column=test["name"], left=float(held_out.min()), right=float(held_out.max()))
+
+
+def _measures(measured: Mapping[str, Any]) -> Iterator["MetricOrContainer"]:
+    from evidently.metrics import MeanValue, QuantileValue
+
+    for quantile in (0.5, 0.99):
+        yield QuantileValue(column=_LATENCY, quantile=quantile)
+    for name in (_SURE, _RIGHT):
+        if name in measured:
+            yield MeanValue(column=name)
+
+
+def _least_drift(test: Mapping[str, Any]) -> float:
+    """The smallest figure of six decimals that is drift."""
+    return float(max(test["threshold"], test["chance"] + 1e-6))
+
+
+def _columns(reference: Reference, sample: Sample) -> dict[str, NDArray[Any]]:
+    """What is watched, and each axis of the projection, by name. Kinds have their names."""
+    columns: dict[str, NDArray[Any]] = {}
+    for one in reference.watched:
+        if one.name not in sample.columns:
+            continue
+        column = sample.columns[one.name]
+        if one.kind == "category":
+            columns[one.name] = np.array([*reference.kinds[one.name], "(others)"], dtype=object)[column]
+        else:
+            columns[one.name] = np.where(np.isfinite(column), column, np.nan)
+    if sample.embedding is not None:
+        for number, axis in enumerate(sample.embedding.T, 1):
+            columns[f"embedding_axis_{number:02}"] = axis
+    return columns
+
+
+def _frame(columns: Mapping[str, NDArray[Any]], measured: Mapping[str, NDArray[Any]]) -> "pd.DataFrame":
+    """A frame of columns that may be of unlike lengths: what is missing of one is NaN."""
+    import pandas as pd
+
+    return pd.concat([pd.Series(column, name=name) for name, column in {**columns, **measured}.items()], axis=1)
+
+
+def _surer(subject: Subject, judged: Judged) -> NDArray[np.float64]:
+    accuracy = judged.record["estimate"]["at_release"]["value"]
+    threshold = np.quantile(subject.held_out["probability"].to_numpy(), 1 - accuracy, method="higher")
+    return np.asarray(judged.described["probability"].to_numpy() >= threshold, dtype=np.float64)
+
+
+def _register_method() -> None:
+    """Make the figures of tasks/drift.py a method of Evidently's, by name."""
+    from evidently.legacy.calculations.stattests import StatTest, register_stattest
+    from evidently.legacy.core import ColumnType
+
+    register_stattest(
+        StatTest(
+            name=_METHOD,
+            display_name="share of rows that would have to be others, at least",
+            allowed_feature_types=[ColumnType.Numerical, ColumnType.Categorical],
+        ),
+        _shift,
+    )
+
+
+def _shift(
+    reference: "pd.Series[Any]", current: "pd.Series[Any]", kind: "ColumnType", threshold: float
+) -> tuple[float, bool]:
+    from evidently.legacy.core import ColumnType
+
+    if kind == ColumnType.Numerical:
+        figure = kolmogorov_smirnov(current.to_numpy(dtype=np.float64), reference.to_numpy(dtype=np.float64))
+    else:
+        places = {name: place for place, name in enumerate(sorted({*reference.unique(), *current.unique()}))}
+        figure = total_variation(current.map(places).to_numpy(), reference.map(places).to_numpy())
+    figure = float(rounded(figure))
+    return figure, figure >= threshold
+
+
+def _add_panels(store: Any, project: uuid.UUID) -> None:
+    from evidently.sdk.models import DashboardPanelPlot, PanelMetric
+
+    def panel(title: str, subtitle: str, metric: str, **labels: str) -> DashboardPanelPlot:
+        return DashboardPanelPlot(
+            title=title,
+            subtitle=subtitle,
+            size="half",
+            values=[PanelMetric(legend=title, metric=metric, metric_labels=labels)],
+            plot_params={"plot_type": "line"},
+        )
+
+    dashboard = store.get_project(project).dashboard
+    dashboard.add_panel(panel("Predictions", "in each window", "RowCount"))
+    dashboard.add_panel(panel("Embedding", "distance from the reference's middle", "ValueDrift", column=DISTANCE))
+    dashboard.add_panel(panel("Confidence", "shift", "ValueDrift", column="probability"))
+    dashboard.add_panel(panel("Answers", "shift", "ValueDrift", column="label"))
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nan(inside) for key, inside in value.items()}
+    return [_without_nan(inside) for inside in value] if isinstance(value, list) else value

@@ -1,0 +1,113 @@
+"""What labels that came later say of a version: its metrics with intervals, and whom a challenger would have beaten."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from tasks.judgement import Answers, judge, mcnemar
+from tasks.params import Evaluate
+from tasks.problems import Problem, Signature
+
+# With fewer, an interval says nothing.
+_LEAST_LABELS = 10
+
+
+def measured_quality(
+    labelled: pl.DataFrame,
+    signature: Signature,
+    problem: Problem,
+    params: Evaluate,
+    at_release: Mapping[str, Mapping[str, float | None]],
+) -> dict[str, Any]:
+    """The release's metrics on the rows whose label has come, with intervals as evaluate makes them.
+
+    `labelled` has the inputs, the answer, and `label_json`. `labels` says how many, `unknown` how many have a label
+    that the model does not have; `metrics` is None where they are too few. `changed` compares the headline metric with
+    what it was on the held-out rows: better or worse where their intervals have nothing in common, else no difference.
+    """
+    truth = targets(labelled, problem)
+    known = _known(truth, signature, problem)
+    rows, answers = truth.filter(known), labelled.filter(known)
+    found: dict[str, Any] = {
+        "labels": len(labelled),
+        "unknown": len(labelled) - len(rows),
+        "headline": problem.headline,
+        "metrics": None,
+        "at_release": dict(at_release.get(problem.headline, {})),
+        "changed": None,
+    }
+    if len(rows) < _LEAST_LABELS:
+        return found
+    params = params.model_copy(update={"slices": []})
+    given = Answers(model=answers, uncalibrated=answers, baselines={})
+    report = judge(rows, pl.DataFrame(), given, signature, problem, params)
+    found["metrics"] = report["metrics"]
+    found["changed"] = _changed(report["metrics"][problem.headline], found["at_release"], problem)
+    return found
+
+
+def selection(labelled: pl.DataFrame, mean_confidence: float | None) -> dict[str, float] | None:
+    """How sure the model was of the answers that were labelled, and of all: labels are mostly no random sample."""
+    if "probability" not in labelled.columns or labelled.is_empty() or mean_confidence is None:
+        return None
+    return {"labelled": round(float(labelled["probability"].to_numpy().mean()), 4), "all": mean_confidence}
+
+
+def compared_shadow(shadows: pl.DataFrame, signature: Signature, problem: Problem) -> dict[str, Any] | None:
+    """The newest challenger's unseen answers beside those that were given; None where there are none.
+
+    `agree` is the share of rows with the same answer. Where labels have come, how often each is right, and McNemar's
+    exact test of the difference.
+    """
+    if shadows.is_empty() or "label" not in shadows.columns:
+        return None
+    newest = shadows["challenger"][0]
+    rows = shadows.filter(pl.col("challenger") == newest)
+    same = (rows["label"] == rows["shadow.label"]).to_numpy()
+    found: dict[str, Any] = {
+        "challenger": newest,
+        "rows": len(rows),
+        "agree": round(float(same.mean()), 6),
+        "labels": 0,
+    }
+    labelled = rows.filter(pl.col("label_json").is_not_null())
+    truth = targets(labelled, problem)
+    known = _known(truth, signature, problem)
+    truth, labelled = truth.filter(known), labelled.filter(known)
+    if labelled.is_empty() or problem.label is None:
+        return found
+    actual = truth[problem.label]
+    right, shadow_right = (labelled["label"] == actual).to_numpy(), (labelled["shadow.label"] == actual).to_numpy()
+    return found | {
+        "labels": len(labelled),
+        "accuracy": round(float(right.mean()), 6),
+        "challenger_accuracy": round(float(shadow_right.mean()), 6),
+        "mcnemar": mcnemar(shadow_right, right),
+    }
+
+
+def targets(labelled: pl.DataFrame, problem: Problem) -> pl.DataFrame:
+    """The rows as the problem judges them: `id`, the inputs that are there, and what `label_json` says was right."""
+    wanted = {name: kind for name, kind in problem.columns.items() if name not in problem.inputs}
+    inputs = [name for name in problem.inputs if name in labelled.columns]
+    said = labelled["label_json"].str.json_decode(pl.Struct(wanted)).struct.unnest()
+    return pl.concat([labelled.select("id", *inputs), said], how="horizontal")
+
+
+def _known(truth: pl.DataFrame, signature: Signature, problem: Problem) -> pl.Series:
+    """Which rows have a label that the model can give."""
+    if problem.label is None or "labels" not in signature:
+        return pl.Series([True] * len(truth), dtype=pl.Boolean)
+    return truth[problem.label].is_in(list(signature["labels"])).fill_null(value=False)
+
+
+def _changed(now: Mapping[str, float | None], then: Mapping[str, float | None], problem: Problem) -> str | None:
+    ends = [found.get(end) for found in (now, then) for end in ("low", "high")]
+    if any(end is None for end in ends):
+        return None
+    now_low, now_high, then_low, then_high = (float(np.float64(end)) for end in ends if end is not None)
+    if now_low <= then_high and then_low <= now_high:
+        return "no difference"
+    return "better" if (now_low > then_high) == problem.higher_is_better[problem.headline] else "worse"
