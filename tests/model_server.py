@@ -58,13 +58,14 @@ def running(
     journal: str | None = None,
     also: Callable[[FastAPI], None] = lambda _: None,
     is_open: bool = True,
+    keep_days: int | None = None,
     **settings: Any,
 ) -> Iterator[Running]:
     """Serve what `.mill/live.json` below root says; `also` adds further pages."""
     serving = SERVING.model_copy(update=settings)
     live = Live(root, serving)
     kept = open_journal(journal or f"sqlite:///{root}/.mill/journal.sqlite")
-    app = create_app(live, serving, kept, Keys(root, is_open=is_open))
+    app = create_app(live, serving, kept, Keys(root, is_open=is_open), keep_days=keep_days)
     also(app)
     http = protocol(serving.body_seconds)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, http=http, log_config=None, ws="none"))

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tasks.journal import open_journal
+from tasks.journal import Prediction, open_journal
 from tasks.release import read_release
 from tests.conftest import Line
 from tests.model_server import Running, running, use
@@ -23,7 +23,7 @@ SERVER = """
 import asyncio, socket, sys
 from pathlib import Path
 import uvicorn
-from tasks.journal import open_journal
+from tasks.journal import Prediction, open_journal
 from tasks.serving.app import create_app
 from tasks.serving.keys import Keys
 from tasks.serving.live import Live
@@ -124,15 +124,35 @@ def test_no_answer_goes_out_that_cannot_be_written_down(root: Path, small_disk: 
     assert "disk is full. No answer goes out that is not in the journal." in refused.json()["error"]
 
 
-def test_a_server_killed_under_load_has_written_down_whatever_it_answered(root: Path) -> None:
+@pytest.mark.parametrize("times", [3, pytest.param(50, marks=pytest.mark.slow)])
+def test_a_server_killed_under_load_has_written_down_whatever_it_answered(root: Path, times: int) -> None:
     answered: list[str] = []
-    for _ in range(3):
+    for _ in range(times):
         answered += _answered_until_killed(root)
     journal = open_journal(f"sqlite:///{root}/journal.sqlite")
     written = set(journal.window("tiny")["id"])
     journal.close()
-    assert len(answered) > 30
+    assert len(answered) > 10 * times
     assert set(answered) <= written
+
+
+def test_the_server_forgets_what_is_older_than_it_should_keep(root: Path) -> None:
+    days, now = 86_400_000_000, time.time_ns() // 1000
+    journal = open_journal(f"sqlite:///{root}/.mill/journal.sqlite")
+    old, young = (
+        Prediction(letter * 32, now - age * days, "tiny", "sha-1", None, {"text": f"said by {letter}"}, {}, 1.0)
+        for letter, age in (("a", 31), ("b", 29))
+    )
+    journal.record([old, young]).result(10)
+    journal.close()
+    with running(root, keep_days=30) as server:
+        deadline = time.monotonic() + 10
+        while server.journal.find("a" * 32) is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert server.journal.find("b" * 32) is not None
+    assert b"said by a" not in (root / ".mill/journal.sqlite").read_bytes()
+    assert b"said by b" in (root / ".mill/journal.sqlite").read_bytes()
 
 
 def wait_until_it_listens(url: str) -> None:

@@ -137,8 +137,9 @@ def test_figures_are_there_for_prometheus(server: Running) -> None:
     assert answered() == before + 2
 
 
+@pytest.mark.parametrize("num_swaps", [6, pytest.param(100, marks=pytest.mark.slow)])
 def test_a_promotion_under_load_loses_no_request_and_mixes_no_answer(
-    versions: tuple[Path, Release, Release],
+    versions: tuple[Path, Release, Release], num_swaps: int
 ) -> None:
     root, one, two = versions
     seen: list[tuple[str, float]] = []
@@ -158,7 +159,7 @@ def test_a_promotion_under_load_loses_no_request_and_mixes_no_answer(
         callers = [threading.Thread(target=ask, args=(server,)) for _ in range(3)]
         for caller in callers:
             caller.start()
-        for release in (two, one) * 3:
+        for release in (two, one) * (num_swaps // 2):
             use(root, release)
             wait_for(server, release.version)
         stop.set()
@@ -234,13 +235,29 @@ def test_a_version_that_is_too_slow_never_takes_over(versions: tuple[Path, Relea
         assert server.predict(TEXT).json()["version"] == one.version
 
 
-def test_a_rollback_is_in_use_within_two_seconds(versions: tuple[Path, Release, Release]) -> None:
-    root, _, two = versions
+def test_a_rollback_is_in_use_within_two_seconds_and_loads_nothing_anew(
+    versions: tuple[Path, Release, Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, one, two = versions
     with running(root) as server:
-        started = time.monotonic()
         use(root, two)
         wait_for(server, two.version)
+        monkeypatch.setattr("tasks.serving.served.open_answerer", None)
+        started = time.monotonic()
+        use(root, one)
+        wait_for(server, one.version)
         assert time.monotonic() - started < 2
+
+
+def test_a_rollback_to_files_that_were_damaged_meanwhile_stays_out(versions: tuple[Path, Release, Release]) -> None:
+    root, one, two = versions
+    with running(root) as server:
+        use(root, two)
+        wait_for(server, two.version)
+        (one.folder / "model.onnx").write_bytes(b"")
+        use(root, one)
+        assert "model.onnx is not the file" in wait_until(lambda: server.live.failures.get("tiny"))
+        assert server.predict(TEXT).json()["version"] == two.version
 
 
 def test_a_rollback_waits_for_no_version_that_is_still_on_its_way(
@@ -249,11 +266,11 @@ def test_a_rollback_waits_for_no_version_that_is_still_on_its_way(
     root, one, two = versions
     arrived, go_on = threading.Event(), threading.Event()
 
-    def slow(root: Path, model: str, entry: Any, serving: Serving, *, in_shadow: bool) -> Served:
+    def slow(root: Path, model: str, entry: Any, serving: Serving, **how: Any) -> Served:
         if entry["version"] == two.version:
             arrived.set()
             assert go_on.wait(30)
-        return open_served(root, model, entry, serving, in_shadow=in_shadow)
+        return open_served(root, model, entry, serving, **how)
 
     monkeypatch.setattr("tasks.serving.live.open_served", slow)
     three = colder(one, root / "three", 5.0)

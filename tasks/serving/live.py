@@ -38,6 +38,7 @@ class _Slot:
 
     wanted: Entry | None = None
     served: Served | None = None
+    before: Served | None = None  # answered until then, and stays loaded: it is what a rollback asks for
     failure: str | None = None  # of the wanted one, which stays out until it changes
     since: float = field(default_factory=time.monotonic)  # when it began to be brought up
 
@@ -143,8 +144,9 @@ class Live:
                 loader.start()
 
     def _load(self, role: Role, model: str, entry: Entry) -> None:
+        former = self._slots.get((role, model), _Slot()).before
         try:
-            served = open_served(self._root, model, entry, self._serving, in_shadow=role == "shadow")
+            served = open_served(self._root, model, entry, self._serving, in_shadow=role == "shadow", before=former)
         except (ReleaseError, DataError) as error:
             self._stay_out(role, model, entry, str(error))
             return
@@ -159,6 +161,7 @@ class Live:
                 _retire(served)
                 return
             before, slot.served = slot.served, served
+            slot.before = before if role == "live" else None
             self.num_swaps += role == "live"
         seconds = round(time.monotonic() - slot.since, 3)
         log.info("in use", extra={"model": model, "version": served.version, "role": role, "seconds": seconds})

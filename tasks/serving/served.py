@@ -43,12 +43,26 @@ class Served:
         return self.answerer.runtime.problem
 
 
-def open_served(root: Path, model: str, entry: Mapping[str, Any], serving: Serving, *, in_shadow: bool) -> Served:
-    """Load a version. Raises ReleaseError or DataError where it is not whole, or does not compute what it should."""
+def open_served(
+    root: Path,
+    model: str,
+    entry: Mapping[str, Any],
+    serving: Serving,
+    *,
+    in_shadow: bool = False,
+    before: Served | None = None,
+) -> Served:
+    """Load a version. Raises ReleaseError or DataError where it is not whole, or does not compute what it should.
+
+    Where it is the one that answered `before`, that one is still loaded and was proved: a rollback is there at once.
+    """
     release = _whole(root, model, entry)
     num_lanes, num_threads = spread(serving.threads or cores())
-    answerer = open_answerer(release, num_threads)
-    _check_canaries(release, answerer)
+    if before is not None and before.version == release.version:  # the version is a hash over all its files
+        answerer = before.answerer
+    else:
+        answerer = open_answerer(release, num_threads)
+        _check_canaries(release, answerer)
     batcher = Batcher(
         lanes_of(answerer, 1 if in_shadow else num_lanes, serving.batch_rows),
         _cost_of(answerer),

@@ -152,7 +152,7 @@ def journal(chosen: argparse.Namespace, sample: pl.DataFrame) -> None:
 def swaps(chosen: argparse.Namespace, sample: pl.DataFrame) -> None:
     """A hundred swaps between two versions under load: no failure, no answer whose version and content disagree."""
     # One version is sure of what it says, the other says the same and is hardly surer than chance.
-    with mill_server(chosen.release) as server:
+    with mill_server(chosen.release, **_PATIENT) as server:
         root: Path = server.root  # type: ignore[attr-defined]
         one = read_release(root / "one")
         two = colder(one, root / "two", 500.0)
