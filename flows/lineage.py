@@ -4,7 +4,6 @@ What a commit has is said by its dvc.lock and read from DVC's objects, a few col
 working tree has is read as it stands.
 """
 
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import IO, Any, Protocol
 import polars as pl
 
 from flows.git import attempt
-from flows.merge import LOCK, model_of_stage
+from flows.merge import LOCK
 from flows.objects import Objects, Opener
 from tasks.clean import DROPPED
 from tasks.ids import Separator, keys_and_numbers
@@ -104,21 +103,26 @@ class OfTree:
 
 def outputs_at(root: Path, commit: str, model: str) -> dict[str, str]:
     """The objects of a model's outputs as a commit has them, by path. Reports, which are in Git, are not among them."""
-    return outputs_in(attempt(root, "cat-file", "blob", f"{commit}:{LOCK}").stdout, model)
+    return outputs_in(attempt(root, "cat-file", "blob", f"{commit}:{LOCK}").stdout).get(model, {})
 
 
-def outputs_in(lock: str, model: str) -> dict[str, str]:
-    """The same of the text of a dvc.lock."""
+def outputs_in(lock: str) -> dict[str, dict[str, str]]:
+    """The same of the text of a dvc.lock, for each model."""
     from dvc.utils.serialize import loads_yaml
 
-    stages = (loads_yaml(lock) or {}).get("stages", {}) if lock.strip() else {}
-    return {
-        out["path"]: out["md5"]
-        for name, stage in stages.items()
-        if model_of_stage(name, [model]) == model
-        for out in stage.get("outs", [])
-        if "md5" in out and not out["path"].startswith("reports/")
-    }
+    found: dict[str, dict[str, str]] = {}
+    for stage in ((loads_yaml(lock) or {}).get("stages", {}) if lock.strip() else {}).values():
+        for out in stage.get("outs", []):
+            model = model_of_output(out["path"])
+            if model is not None and "md5" in out:
+                found.setdefault(model, {})[out["path"]] = out["md5"]
+    return found
+
+
+def model_of_output(path: str) -> str | None:
+    """Whose data/<model>/… or models/<model>/… it is; None for what belongs to no model."""
+    parts = path.split("/")
+    return parts[1] if len(parts) > 2 and parts[0] in ("data", "models") else None
 
 
 def find(state: State, model: str, wanted: Wanted) -> Found:
@@ -180,7 +184,7 @@ def rows_of(file: IO[bytes], name: str) -> pl.DataFrame | None:
     Rows are in Parquet, in Arrow's files of tokens, and in a release's golden.json.
     """
     if Path(name).name == GOLDEN:
-        rows = json.load(io.TextIOWrapper(file, encoding="utf-8"))["rows"]
+        rows = json.loads(file.read())["rows"]
         return pl.DataFrame({"id": [str(row["id"]) for row in rows]}, schema={"id": pl.String})
     start = file.read(len(_ARROW))
     file.seek(0)

@@ -81,7 +81,7 @@ class Place:
 
 
 class Objects:
-    """The cache and every remote of a repository. What is away is skipped in reading, and named in `away`."""
+    """The cache and every remote of a repository. What is away is skipped in reading, and told in `away`."""
 
     def __init__(self, repo: "Repo") -> None:
         self.cache = Place(CACHE, repo.cache.local)
@@ -90,18 +90,42 @@ class Objects:
         self._remotes: list[Place] | None = None
         self._listings: dict[str, Mapping[str, str] | None] = {}
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold DVC's own lock on the repository. Raises StoreAway where another dvc command does."""
+        from dvc.lock import LockError
+
+        try:
+            self._repo.lock.lock()
+        except LockError as error:
+            said = str(error).strip().splitlines()[0]
+            raise StoreAway(f"Another dvc command runs in this repository; wait for it. DVC says: {said}") from None
+        try:
+            yield
+        finally:
+            self._repo.lock.unlock()
+
+    @property
+    def runs(self) -> Path:
+        """The folder in which DVC remembers what commands have made."""
+        return Path(self._repo.stage_cache.cache_dir)
+
     @property
     def remotes(self) -> list[Place]:
         """Those that could be opened."""
         if self._remotes is None:
             self._remotes = []
             for name in self._repo.config["remote"]:
+                place = f"the DVC remote {name}"
                 try:
-                    odb = self._repo.cloud.get_remote_odb(name, "mill")
+                    remote, odb = self._repo.cloud.get_remote(name), self._repo.cloud.get_remote_odb(name, "mill")
                 except Exception as error:  # a package that is missing, or a remote that keeps versions of its own
-                    self.away[name] = str(error).strip().splitlines()[0]
+                    self.away[place] = f"{place} cannot be used here: {str(error).strip().splitlines()[0]}"
+                    continue
+                if remote.fs.protocol == "local" and not Path(remote.path).is_dir():  # a disk that is not mounted
+                    self.away[place] = f"{place} cannot be reached: {remote.path} is not here."
                 else:
-                    self._remotes.append(Place(f"the DVC remote {name}", odb))
+                    self._remotes.append(Place(place, odb))
         return self._remotes
 
     def places_of(self, oid: str) -> list[Place]:
