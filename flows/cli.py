@@ -373,6 +373,29 @@ def trace(
 
 
 @app.command()
+def forget(
+    rows: Annotated[list[str], typer.Argument(metavar="ROW_ID…", help="Ids of rows, or of predictions.")],
+    model: Annotated[str, typer.Option("--model", help="Whose rows.", show_default=False)],
+    why: Annotated[
+        str,
+        typer.Option("--why", help="The reason, kept in Git: the request's number, and no name.", show_default=False),
+    ],
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Also out of cache, remotes, kept files and journal; not to be undone.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Purge without asking.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen, and what it costs.")] = False,
+) -> None:
+    """Take rows out of all later data, and mark the versions that saw them; with --purge out of what is kept as well.
+
+    Exits with 1 where something could not be purged yet. Run again, it goes on.
+    """
+    from flows.forget import forget as forget_rows
+
+    raise typer.Exit(forget_rows(Path(), rows, model, why=why, purge_too=purge, yes=yes, dry_run=dry_run))
+
+
+@app.command()
 def report() -> None:
     """Build reports/index.html, the page over all models."""
     from flows.index import build_index
