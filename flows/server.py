@@ -14,7 +14,8 @@ from pathlib import Path
 from flows.params import Flows
 from tasks.errors import MillError
 
-_HEALTH_SECONDS = 2
+# One that is not there refuses at once; one that is busy takes its time.
+_HEALTH_SECONDS = 10
 _HOST = "127.0.0.1"
 _DAY_SECONDS = 24 * 60 * 60
 

@@ -33,6 +33,8 @@ _READY_SECONDS = 180
 # The runner has to end a run, and the run its line.
 _PATIENCE_SECONDS = 75
 _SERVER_PATIENCE_SECONDS = 10
+# Between giving up the lock and being gone; where nobody takes leave of it, a process stays as a zombie.
+_LAST_BREATH_SECONDS = 5
 
 _DETACHED = "from pathlib import Path; from flows.up import stay; raise SystemExit(stay(Path()))"
 
@@ -99,6 +101,9 @@ def down(root: Path) -> int:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(found.process, signal.SIGKILL)
             raise UpError(f"Process {found.process} did not stop in time, and was killed. What it started ends now.")
+        time.sleep(_POLL_SECONDS)
+    until = time.monotonic() + _LAST_BREATH_SECONDS
+    while _lives(found.process) and time.monotonic() < until:
         time.sleep(_POLL_SECONDS)
     print("Stopped.")
     return 0

@@ -1,0 +1,389 @@
+"""`mill up` as a process: what it starts, what runs by it, and that all of it ends."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+
+from flows.events import emit_drift
+from flows.git import git
+from flows.registry import decisions
+from flows.up import Running, running, running_api
+from tasks.shards import write_text
+from tests.scheduled import arrive, line_runs, lives, make_repository, write_params
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+T = TypeVar("T")
+
+
+def mill(root: Path, *arguments: str, **env: str | None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        cwd=root,
+        env=around(root, **env),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def around(root: Path, **env: str | None) -> dict[str, str]:
+    """An environment with a home of its own, whose Prefect profile names a server that is not there."""
+    home = root.parent / "home"
+    if not home.exists():
+        write_text(
+            home / ".prefect/profiles.toml", 'active = "work"\n[profiles.work]\nPREFECT_API_URL = "http://h/api"\n'
+        )
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    own |= {"HOME": str(home), **env}
+    return {name: value for name, value in own.items() if value is not None}
+
+
+def eventually(find: Callable[[], T | None], seconds: float = 120) -> T:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if found := find():
+            return found
+        time.sleep(0.2)
+    raise AssertionError("it did not come")
+
+
+class Prefect:
+    """What the server says of the runs."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self._http = http
+
+    def ask(self, method: str, path: str, **content: Any) -> Any:
+        """The server asks for patience where its database is busy."""
+        return eventually(
+            lambda: found if (found := self._http.request(method, path, **content)).status_code != 503 else None
+        ).json()
+
+    @property
+    def deployment(self) -> dict[str, Any]:
+        return dict(self.ask("GET", "/deployments/name/retrain/films"))
+
+    def run(self, hours_ago: float = 0) -> str:
+        """A run that was due then."""
+        due = datetime.now(UTC) - timedelta(hours=hours_ago)
+        state = {"type": "SCHEDULED", "state_details": {"scheduled_time": due.isoformat()}}
+        path = f"/deployments/{self.deployment['id']}/create_flow_run"
+        return str(self.ask("POST", path, json={"state": state})["id"])
+
+    def runs(self) -> list[dict[str, Any]]:
+        """Those of the deployment that the schedule did not plan."""
+        found = self.ask("POST", "/flow_runs/filter", json={"sort": "EXPECTED_START_TIME_ASC"})
+        return [run for run in found if run["deployment_id"] and not run["auto_scheduled"]]
+
+    def state(self, run: str) -> dict[str, Any]:
+        return dict(self.ask("GET", f"/flow_runs/{run}")["state"])
+
+    def ended(self, run: str) -> dict[str, Any]:
+        ends = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+        return eventually(lambda: state if (state := self.state(run))["type"] in ends else None)
+
+    @property
+    def cron(self) -> str:
+        [schedule] = self.deployment["schedules"]
+        return str(schedule["schedule"]["cron"])
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    root = make_repository(tmp_path_factory.mktemp("up"))
+    yield root
+    mill(root, "down")
+
+
+@pytest.fixture(scope="module")
+def started(repository: Path) -> Running:
+    """A `mill up --detach` that the tests below share; the last of them stop it."""
+    done = mill(repository, "up", "--detach")
+    assert done.returncode == 0, done.stderr
+    found = running(repository)
+    assert found is not None
+    for told in (
+        f"Dashboard     {found.page}",
+        f"{found.serves}/docs",
+        "retrain/films next at 2027-01-01T03:00",
+        found.log,
+    ):
+        assert told in done.stdout
+    return found
+
+
+@pytest.fixture
+def prefect(started: Running) -> Iterator[Prefect]:
+    with httpx.Client(base_url=started.api, timeout=30) as http:
+        yield Prefect(http)
+
+
+def children(process: int) -> dict[str, int]:
+    """What a `mill up` has started, by a word of its command."""
+    import psutil
+
+    words = {"prefect": "prefect", "flows.runner": "schedules", "flows.cli": "models"}
+    found = {}
+    for child in psutil.Process(process).children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            command = " ".join(child.cmdline())
+            found |= {name: child.pid for word, name in words.items() if f"-m {word}" in command}
+    return found
+
+
+def test_it_runs_apart_from_the_persons_own_prefect(repository, started):
+    assert running_api(repository) == started.api
+    assert (repository / ".mill/prefect/prefect.db").exists()
+    home = repository.parent / "home"
+    assert sorted(path.name for path in home.rglob("*")) == [".prefect", "profiles.toml"]
+    told = (repository / ".mill/up/start").read_text()
+    assert "Your Prefect profile `work` names http://h/api, which is not used" in told
+    assert "PREFECT_API_URL=http://h/api mill up" in told
+    settings = httpx.get(f"{started.api}/admin/settings").json()
+    assert settings["server"]["analytics_enabled"] is False
+
+
+def test_a_second_one_is_told_who_is_there(repository, started):
+    for arguments in (("up",), ("up", "--detach")):
+        done = mill(repository, *arguments)
+        assert done.returncode == 1
+        assert f"as process {started.process}: {started.page}" in done.stderr
+        assert "mill down" in done.stderr
+    assert running(repository) == started
+
+
+def test_a_port_that_is_taken_is_said_with_who_has_it_and_what_to_do(repository, started, tmp_path):
+    other = make_repository(tmp_path)
+    params = json.loads((other / "params.yaml").read_text())
+    params["flows"]["server"]["port"] = int(started.page.rpartition(":")[2])
+    (other / "params.yaml").write_text(json.dumps(params))
+    before = git(other, "status", "--porcelain")
+    done = mill(other, "up")
+    assert done.returncode == 1
+    assert f"process {children(started.process)['prefect']} (" in done.stderr
+    assert f"in {repository})" in done.stderr
+    assert "flows.server.port" in done.stderr
+    assert f"PREFECT_API_URL={started.api} mill up" in done.stderr
+    assert git(other, "status", "--porcelain") == before
+    assert running(other) is None
+
+
+def test_status_knows_the_next_run_from_the_server(repository, started):
+    done = mill(repository, "status")
+    assert "next retrain 2027-01-01 03:00 UTC\n" in done.stdout
+    assert "mill up --detach" not in done.stdout
+
+
+def test_of_runs_that_were_missed_one_is_made_up_for_and_they_do_not_pile_up(repository, prefect):
+    missed = [prefect.run(hours_ago) for hours_ago in (72, 48, 24)]
+    states = [prefect.ended(run) for run in missed]
+    assert sorted(state["name"] for state in states) == ["Cancelled", "Cancelled", "Refused"]
+    assert len(line_runs(repository)) == 1
+    assert decisions(repository, "films")[-1]["why"] == "schedule"
+    later = prefect.ended(prefect.run(hours_ago=2))
+    assert later["name"] == "CaughtUp"
+    assert "retrain-films has started since" in later["message"]
+    assert len(line_runs(repository)) == 1
+
+
+def test_drift_learns_when_it_has_cooled_down_and_costs_nothing_before(repository, prefect):
+    arrive(repository, "films", 2)
+    before = len(prefect.runs())
+    emit_drift(repository, "films", "The words are others.")
+    run = eventually(lambda: runs[-1] if len(runs := prefect.runs()) > before else None)
+    held = prefect.ended(run["id"])
+    assert held["name"] == "CoolDown"
+    assert "cool_down_hours (20)" in held["message"]
+    assert len(decisions(repository, "films")) == 1
+    write_params(repository, cool_down_hours=0)
+    git(repository, "commit", "-qam", "no cool-down")
+    emit_drift(repository, "films", "The words are others.")
+    run = eventually(lambda: runs[-1] if len(runs := prefect.runs()) > before + 1 else None)
+    assert prefect.ended(run["id"])["name"] in ("Refused", "Nothing")
+
+
+def test_what_changes_in_params_is_taken_over_and_a_mistake_in_it_is_not(repository, started, prefect):
+    write_params(repository, cron="0 4 1 1 *")
+    at_four = "0 4 1 1 *"
+    eventually(lambda: prefect.cron == at_four)
+    text = (repository / "params.yaml").read_text()
+    (repository / "params.yaml").write_text(text.replace(at_four, "every night"))
+    eventually(lambda: "the schedules stay as they were" in Path(started.log).read_text())
+    assert "every night at three" in Path(started.log).read_text()
+    assert prefect.cron == at_four
+    (repository / "params.yaml").write_text(text)
+
+
+def test_the_model_servers_death_is_mended_and_ends_nothing_else(started):
+    before = children(started.process)
+    os.kill(before["models"], signal.SIGKILL)
+    after = eventually(lambda: found if len(found := children(started.process)) == 3 and found != before else None)
+    assert {name for name in after if after[name] != before[name]} == {"models"}
+    eventually(lambda: answers_at(f"{started.serves}/healthz"))
+
+
+def answers_at(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.slow
+def test_a_server_that_dies_in_mid_run_comes_back_and_the_run_goes_on(repository, started, prefect):
+    write_text(repository.parent / "runs/seconds", "15")
+    arrive(repository, "films", 3)
+    before = len(line_runs(repository))
+    run = prefect.run()
+    eventually(lambda: len(line_runs(repository)) > before)
+    lease = prefect.state(run)["state_details"]["deployment_concurrency_lease_id"]
+    os.kill(children(started.process)["prefect"], signal.SIGKILL)
+    eventually(lambda: not answers_at(f"{started.api}/health"))
+    eventually(lambda: answers_at(f"{started.api}/health"))
+    renewed = httpx.post(f"{started.api}/v2/concurrency_limits/leases/{lease}/renew", json={"lease_duration": 300})
+    assert renewed.status_code < 300
+    assert prefect.ended(run)["name"] in ("Refused", "Nothing")
+    assert len(line_runs(repository)) == before + 1
+    assert len(git(repository, "worktree", "list").splitlines()) == 1
+
+
+def test_down_ends_the_run_and_everything_else(repository, started, prefect):
+    write_text(repository.parent / "runs/seconds", "600")
+    arrive(repository, "films", 4)
+    before = len(line_runs(repository))
+    prefect.run()
+    eventually(lambda: len(line_runs(repository)) > before)
+    processes = {**children(started.process), "up": started.process, "line": line_runs(repository)[-1]}
+    head = git(repository, "for-each-ref")
+    done = mill(repository, "down")
+    assert (done.returncode, done.stdout) == (0, "Stopped.\n")
+    assert [name for name, process in processes.items() if lives(process)] == []
+    assert running(repository) is None
+    assert running_api(repository) is None
+    assert git(repository, "for-each-ref") == head
+    assert len(git(repository, "worktree", "list").splitlines()) == 1
+    assert mill(repository, "down").stdout == "`mill up` does not run in this repository.\n"
+
+
+@pytest.mark.slow
+def test_killed_in_mid_run_all_ends_and_started_again_it_knows_what_became_of_it(repository):
+    mill(repository, "down")
+    write_text(repository.parent / "runs/seconds", "600")
+    arrive(repository, "films", 5)
+    assert mill(repository, "up", "--detach").returncode == 0
+    found = running(repository)
+    assert found is not None
+    before = len(line_runs(repository))
+    with httpx.Client(base_url=found.api, timeout=30) as http:
+        prefect = Prefect(http)
+        ages_ago = (datetime.now(UTC) - timedelta(days=31)).isoformat()
+        old = prefect.run()
+        ended = {"type": "CANCELLED", "name": "Cancelled", "timestamp": ages_ago}
+        prefect.ask("POST", f"/flow_runs/{old}/set_state", json={"state": ended, "force": True})
+        run = prefect.run()
+        eventually(lambda: len(line_runs(repository)) > before)
+    processes = [*children(found.process).values(), line_runs(repository)[-1]]
+    os.kill(found.process, signal.SIGKILL)
+    eventually(lambda: not any(lives(process) for process in processes))
+    assert running_api(repository) is None
+    write_text(repository.parent / "runs/seconds", "0")
+    assert mill(repository, "up", "--detach").returncode == 0
+    with httpx.Client(base_url=found.api, timeout=30) as http:
+        prefect = Prefect(http)
+        assert prefect.state(run)["name"] == "Crashed"
+        assert "was killed" in prefect.state(run)["message"]
+        assert prefect.ended(prefect.run())["name"] in ("Refused", "Nothing")
+        eventually(lambda: http.get(f"/flow_runs/{old}").status_code == 404)  # keep_runs_days is 30
+    assert len(git(repository, "worktree", "list").splitlines()) == 1
+    mill(repository, "down")
+
+
+def test_ctrl_c_ends_what_it_started_and_not_the_server_that_was_there(tmp_path, prefect_api):
+    root = make_repository(tmp_path, ("songs",))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "up"],
+        cwd=root,
+        env=around(root, PREFECT_API_URL=prefect_api),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if "`mill down` stops it." in line:
+            break
+    assert f"Dashboard     {prefect_api.removesuffix('/api')}  (by PREFECT_API_URL)\n" in said
+    assert running_api(root) == prefect_api
+    started = children(process.pid)
+    assert sorted(started) == ["models", "schedules"]
+    deployment = httpx.get(f"{prefect_api}/deployments/name/retrain/songs").json()
+    assert deployment["parameters"] == {"model": "songs"}
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=100)
+    assert process.returncode == 0
+    assert rest.endswith("Stopped.\n")
+    assert not any(lives(one) for one in started.values())
+    assert httpx.get(f"{prefect_api}/health").json() is True
+    # Prefect's own way out pauses the schedules; what is missed until the next start is to be made up for.
+    assert httpx.get(f"{prefect_api}/deployments/name/retrain/songs").json()["paused"] is False
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository in which nothing is started, since something is amiss each time."""
+    return make_repository(tmp_path_factory.mktemp("quiet"))
+
+
+def refused(root: Path, **env: str | None) -> str:
+    """What `mill up` says where it does not start; and nothing is left of it."""
+    done = mill(root, "up", **env)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert running(root) is None
+    assert git(root, "status", "--porcelain") == ""
+    return done.stderr
+
+
+def test_a_named_server_that_does_not_answer_is_said_with_the_way_out(quiet):
+    told = refused(quiet, PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert "PREFECT_API_URL is http://127.0.0.1:9/api, and nothing that is a Prefect server answers there" in told
+    assert "PREFECT_API_URL= mill up" in told
+
+
+def test_what_the_process_of_the_schedules_cannot_do_is_said(quiet, prefect_api):
+    write_params(quiet, notify="$MILL_TEST_NOWHERE")
+    git(quiet, "commit", "-qam", "notify")
+    told = refused(quiet, PREFECT_API_URL=prefect_api, MILL_TEST_NOWHERE=None)
+    assert "flows.notify is $MILL_TEST_NOWHERE, and the environment has no MILL_TEST_NOWHERE" in told
+    write_params(quiet)
+    git(quiet, "commit", "-qam", "no notify")
+
+
+def test_a_wrong_cron_line_is_said_before_anything_is_started(quiet):
+    write_params(quiet, cron="every night")
+    git(quiet, "commit", "-qam", "a wrong cron line")
+    assert "flows.models.films.retrain.cron is 'every night'. Expected five fields" in refused(quiet)
+    write_params(quiet)
+    git(quiet, "commit", "-qam", "a right one")
+
+
+def test_without_a_git_repository_it_says_so(tmp_path):
+    write_text(tmp_path / "place/params.yaml", "models: {}\n")
+    done = mill(tmp_path / "place", "up")
+    assert done.returncode == 1
+    assert "git" in done.stderr
+    assert "Traceback" not in done.stderr
