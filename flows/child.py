@@ -46,7 +46,20 @@ def mill(
     keep: Sequence[int] = (),
     say: Callable[[str], None],
 ) -> tuple[int, str]:
-    """Run a mill command of the code in `folder`. Its exit code, and the end of what it printed.
+    """Run a mill command of the code in `folder`; all else as `run` does."""
+    around = {**os.environ, "PATH": path_of_commands(), **env}
+    return run(folder, [sys.executable, "-c", _START, *arguments], env=around, keep=keep, say=say)
+
+
+def run(
+    folder: Path,
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    keep: Sequence[int] = (),
+    say: Callable[[str], None],
+) -> tuple[int, str]:
+    """Run a command in `folder` with this environment alone. Its exit code, and the end of what it printed.
 
     Each line is given to `say` as it comes. `keep` are descriptors that it inherits, so that what they lock is locked
     until it has ended as well. Whatever stops this function stops the command and all that it has started.
@@ -54,9 +67,9 @@ def mill(
     tail: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
     with group() as number:
         process = subprocess.Popen(
-            [sys.executable, "-c", _START, *arguments],
+            command,
             cwd=folder,
-            env={**os.environ, "PATH": path_of_commands(), "PYTHONUNBUFFERED": "1", **env},
+            env={"PYTHONUNBUFFERED": "1", **env},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,0 +1,197 @@
+"""`mill verify`: make a version again from its commit, its lock and raw data alone, and certify what came out."""
+
+import contextlib
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flows.agreement import DIFFERENT, IDENTICAL, ROWS_SEEN, WITHIN, Agreement, Moved, Off, compare
+from flows.certificate import NOT_RUN, TAKEN, Certificate, Stage, describe, write
+from flows.git import attempt
+from flows.marks import marks
+from flows.outputs import OutputError, bring
+from flows.promotion import Wanted, find_wanted
+from flows.registry import RegistryError
+from flows.reproduction import Out, Step, VerifyError, check_here, clone, install, made, prepare, run_again, steps
+from flows.worktree import home_of
+
+DONE, FAILED = 0, 1
+
+KEPT = "kept"
+
+
+def verify(root: Path, name: str, *, here: bool = False, keep: bool = False) -> int:
+    """Make a version again and print its certificate, which stays in .mill/certificates; 0 where all stages agree.
+
+    `here` takes this environment, where its packages are the lock's; `keep` leaves the folder in which it ran. Raises
+    MillError where it cannot be made again at all.
+    """
+    if attempt(root, "rev-parse", "--git-dir").returncode:
+        raise RegistryError(f"{root.resolve()} is no Git repository, and versions are tags of one.")
+    home = home_of(root)
+    wanted = find_wanted(home, name)
+    called = wanted.version.tag if wanted.version else wanted.release
+    mark = marks(home, wanted.model).get(called)
+    if mark is not None and not mark.is_reproducible:
+        raise VerifyError(f"{called} cannot be made again. {mark.sentence}")
+    with _folder(home, called, keep) as work:
+        certificate = _certify(home, wanted, called, work, here)
+        text = write(certificate, home / ".mill" / "certificates" / called)
+        print(f"\n{text}\nIt stands in {home / '.mill' / 'certificates' / called}.", flush=True)
+        if keep:
+            print(f"The line is kept in {work / 'line'}.")
+    return DONE if certificate.agrees else FAILED
+
+
+def _certify(home: Path, wanted: Wanted, called: str, work: Path, here: bool) -> Certificate:
+    started, line, model = time.monotonic(), work / "line", wanted.model
+    clone(home, wanted.commit, line)
+    planned = steps(line, model)
+    _check_made(planned, called)
+    python = check_here(line) if here else install(line, work / "environment", print)
+    prepare(home, wanted.commit, line, planned)
+    code, said = run_again(line, planned, python, print)
+    found = _compare(home, wanted.commit, line, planned, made(line, model), work / "before")
+    if code and all(stage.agrees for stage in found):
+        raise VerifyError(f"The line ended with {code} though every stage is there. It ended with:\n{said.strip()}")
+    return Certificate(
+        called,
+        model,
+        wanted.release,
+        wanted.commit,
+        datetime.now(UTC).isoformat(timespec="seconds"),
+        round(time.monotonic() - started, 1),
+        tuple(found),
+        _rows_seen(home, wanted.commit, line, planned),
+        describe(python, line, model, not here),
+    )
+
+
+def _check_made(planned: list[Step], called: str) -> None:
+    for step in planned:
+        if any(out.oid is None for out in step.outs):
+            raise VerifyError(
+                f"dvc.lock of {called} does not say what {step.name} has made, so there is nothing to compare with."
+            )
+
+
+def _compare(
+    home: Path, commit: str, line: Path, planned: list[Step], after: Mapping[str, str | None], before: Path
+) -> list[Stage]:
+    """Every stage in its order; a stage knows whether what it reads has moved."""
+    found: dict[str, Stage] = {}
+    for step in planned:
+        read = [found[name].level for name in step.reads if name in found]
+        if step.taken:
+            found[step.name] = Stage(step.name, TAKEN, step.taken, ())
+        elif any(after.get(out.path) is None for out in step.outs):
+            found[step.name] = Stage(step.name, NOT_RUN, "it failed, or one before it did; the reason stands above", ())
+        else:
+            moved = Moved(inputs=any(level in (WITHIN, DIFFERENT) for level in read))
+            files = [one for out in step.outs for one in _of_out(home, commit, line, out, after, before, moved)]
+            if any(file.level == WITHIN for file in files):
+                # A manifest names the hashes of what has moved beside it.
+                again = Moved(moved.inputs, hashed=True)
+                files = [_again(one, line, before, again) for one in files]
+            levels = {file.level for file in files}
+            level = DIFFERENT if DIFFERENT in levels else WITHIN if WITHIN in levels else IDENTICAL
+            found[step.name] = Stage(step.name, level, "", tuple(files))
+    return list(found.values())
+
+
+def _of_out(
+    home: Path, commit: str, line: Path, out: Out, after: Mapping[str, str | None], before: Path, moved: Moved
+) -> Iterator[Agreement]:
+    """The files of an output: all of them the same where its hash is."""
+    place = line / out.path
+    names = sorted(f"{out.path}/{one.relative_to(place).as_posix()}" for one in place.rglob("*") if one.is_file())
+    if after[out.path] == out.oid:
+        yield from (Agreement(name, IDENTICAL) for name in names or [out.path])
+        return
+    try:
+        _bring_before(home, commit, out, before)
+    except OutputError as error:
+        yield Agreement(out.path, DIFFERENT, 1, first=Off("its hash", str(out.oid)[:12], f"another. {error}", None))
+        return
+    was = (before / out.path).rglob("*") if (before / out.path).is_dir() else [before / out.path]
+    names += [one.relative_to(before).as_posix() for one in was if one.is_file()]
+    yield from (compare(name, before / name, line / name, moved) for name in sorted(set(names) or {out.path}))
+
+
+def _again(file: Agreement, line: Path, before: Path, moved: Moved) -> Agreement:
+    if file.level != DIFFERENT or not (before / file.file).is_file():
+        return file
+    return compare(file.file, before / file.file, line / file.file, moved)
+
+
+def _bring_before(home: Path, commit: str, out: Out, before: Path) -> None:
+    """What the commit has of an output: from DVC's cache or remote, or a report's text from Git."""
+    place = before / out.path
+    if out.is_cached:
+        bring(home, commit, out.path, place if str(out.oid).endswith(".dir") else place.parent)
+        return
+    names = attempt(home, "ls-tree", "-r", "-z", "--name-only", commit, "--", out.path).stdout.split("\0")
+    for name in filter(None, names):
+        (before / name).parent.mkdir(parents=True, exist_ok=True)
+        (before / name).write_bytes(_blob(home, commit, name))
+
+
+def _blob(home: Path, commit: str, name: str) -> bytes:
+    return attempt(home, "cat-file", "blob", f"{commit}:{name}").stdout.encode()
+
+
+def _rows_seen(home: Path, commit: str, line: Path, planned: list[Step]) -> tuple[str, str] | None:
+    """The hash of the rows that training saw, before and now; None where no report has one."""
+    for out in (out for step in planned if not step.taken for out in step.outs if out.path.endswith(".json")):
+        before = _seen_in(attempt(home, "cat-file", "blob", f"{commit}:{out.path}").stdout)
+        after = _seen_in((line / out.path).read_text(encoding="utf-8")) if (line / out.path).is_file() else None
+        if before is not None:
+            return before, after or "none"
+    return None
+
+
+def _seen_in(text: str) -> str | None:
+    try:
+        found: Any = json.loads(text)
+    except ValueError:
+        return None
+    return str(found[ROWS_SEEN]) if isinstance(found, dict) and ROWS_SEEN in found else None
+
+
+@contextlib.contextmanager
+def _folder(home: Path, called: str, keep: bool) -> Iterator[Path]:
+    """A new folder to work in, held while it is in use; gone afterwards, unless it is to be kept."""
+    place = home / ".mill" / "verify"
+    place.mkdir(parents=True, exist_ok=True)
+    clear_away(home)
+    for number in range(1, 1000):
+        work = place / f"{called}-{number}"
+        with contextlib.suppress(FileExistsError):
+            work.mkdir()
+            break
+    else:
+        raise VerifyError(f"{place} is full of folders. `mill gc` takes those away that nobody needs.")
+    with (work / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield work
+            if keep:
+                (work / KEPT).touch()
+        finally:
+            if not (work / KEPT).exists():
+                shutil.rmtree(work, ignore_errors=True)
+
+
+def clear_away(home: Path) -> None:
+    """Take away the folders of processes that were killed."""
+    for work in (home / ".mill" / "verify").iterdir():
+        if (work / KEPT).exists() or not (work / "lock").exists():
+            continue
+        with (work / "lock").open("w") as lock, contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(work, ignore_errors=True)
