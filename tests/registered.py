@@ -54,6 +54,13 @@ class History:
         release = read_release(self.packed / str(number))
         return register(self.root, "films", self.commits[number - 1], release=release, why=why)
 
+    def another(self, number: int) -> Version:
+        """Make one more release, with a file of its own, and register it."""
+        packed = self.root.parent / f"another-{number}"
+        pack(self.packed / "1", packed, number)
+        commit = make_release(self.root, str(packed))
+        return register(self.root, "films", commit, release=read_release(packed), why="")
+
     def decide(self, number: int, verdict: str) -> None:
         """Record what a gate would have said of it."""
         said = {"model": "films", "verdict": verdict, "sentence": f"{verdict}, says the gate."}
@@ -64,11 +71,8 @@ class History:
 def make_history(folder: Path, released: Line) -> History:
     """Commit three releases of the model films on main."""
     for number in (1, 2, 3):
-        release = folder / "releases" / str(number)
-        shutil.copytree(released.paths.release, release)
-        facts = {key: value for key, value in read_json(release / MANIFEST).items() if key not in ("files", "version")}
         verdict = {"verdict": "refused", "reasons": ["accuracy is below its floor."]} if number == 3 else {}
-        seal(release, {**facts, **verdict, "model": "films", "count": number})
+        pack(released.paths.release, folder / "releases" / str(number), number, **verdict)
     root = folder / "repository"
     root.mkdir()
     git(root, "init", "-q", "-b", "main")
@@ -85,12 +89,20 @@ def make_history(folder: Path, released: Line) -> History:
     return History(root, packed, commits, [read_release(packed / str(number)).version for number in (1, 2, 3)])
 
 
-def make_release(root: Path, number: int) -> str:
+def pack(release: Path, folder: Path, number: int, **told: Any) -> None:
+    """Seal a copy of a release that has one file more."""
+    shutil.copytree(release, folder)
+    write_text(folder / "number.txt", f"{number}" * 100)
+    facts = {key: value for key, value in read_json(folder / MANIFEST).items() if key not in ("files", "version")}
+    seal(folder, {**facts, **told, "model": "films", "count": number})
+
+
+def make_release(root: Path, which: int | str) -> str:
     """Let the line make one of the releases, and commit that."""
-    write_text(root / "which", f"{number}\n")
+    write_text(root / "which", f"{which}\n")
     dvc(root, "repro", "-q")
     git(root, "add", "-A")
-    git(root, "commit", "-q", "--allow-empty", "-m", f"release {number}")
+    git(root, "commit", "-q", "--allow-empty", "-m", f"release {which}")
     return git(root, "rev-parse", "HEAD")
 
 
