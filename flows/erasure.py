@@ -36,6 +36,9 @@ _HASH = re.compile(r"\bmd5: ([0-9a-f]{32}(?:\.dir)?)\b")
 # A shorter value stands on pages that are not about the row.
 _MIN_SPOKEN = 12
 
+# Pages, and what stands beside them for programs.
+_SHOWING = (".html", ".json", ".csv")
+
 # A release's golden rows without their file's name, as an object of the cache.
 _MAX_GOLDEN_BYTES = 20_000_000
 
@@ -83,10 +86,11 @@ class Holders:
                 found.outputs.add(oid)
         found.objects |= self._unnamed()
         contents = self.contents(outputs)
-        found.files = self._files(contents)
+        named = {id: one for id in self.wanted.ids if journal and (one := journal.find(id))}
+        asked = [*self._asked(contents), *(one["inputs"] for one in named.values())]
+        found.files = self._files([*contents, *asked])
         if journal is not None:
-            asked = journal.asked(self._asked(contents))
-            found.predictions = {*asked, *(id for id in self.wanted.ids if journal.find(id))}
+            found.predictions = {*journal.asked(asked), *named}
         return found
 
     def needed_by_others(self, erasure: Erasure, commits: Iterable[str]) -> dict[str, list[str]]:
@@ -184,9 +188,12 @@ class Holders:
         for folder in (paths.valid, paths.quarantine, paths.clean, paths.tokens, paths.scores):
             if any(self._is_of_rows(file) for file in _below(folder)):
                 found |= set(_below(folder))
-        texts = [text for row in contents for text in _spoken(row)]
-        pages = [*_below(paths.reports), *_below(self.home / ".mill" / "retrain" / "reports" / self.model)]
-        found |= {page for page in pages if page.suffix == ".html" and _shows(page, texts)}
+        texts = {text for row in contents for text in _spoken(row)}
+        kept = self.home / ".mill"
+        pages = [file for file in _below(paths.reports) if file.suffix == ".html"]  # what else is there is Git's
+        for folder in (kept / "retrain" / "reports" / self.model, kept / "monitor" / self.model, kept / "evidently"):
+            pages += [file for file in _below(folder) if file.suffix in _SHOWING]
+        found |= {page for page in pages if _shows(page, texts)}
         return {file.relative_to(self.home).as_posix() for file in found}
 
     def _is_of_rows(self, file: Path) -> bool:
@@ -233,12 +240,16 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _spoken(row: Mapping[str, Any]) -> Iterator[str]:
-    """What of a row a page could show: its id, and its values that are long enough to be it."""
+    """What of a row a page could show: its values that are long enough to be it."""
     for name, value in row.items():
-        if isinstance(value, str) and name not in ("split", "reason") and (name == "id" or len(value) >= _MIN_SPOKEN):
+        if isinstance(value, str) and name not in ("split", "reason") and len(value) >= _MIN_SPOKEN:
             yield value
 
 
 def _shows(page: Path, texts: Iterable[str]) -> bool:
-    content = html.unescape(page.read_text(encoding="utf-8", errors="replace"))
-    return any(text in content for text in texts)
+    """Whether a page has one of the texts, as HTML, JSON or CSV write it."""
+    content = page.read_text(encoding="utf-8", errors="replace")
+    if page.suffix == ".html":
+        content = html.unescape(content)
+    forms = (form for text in texts for form in (text, json.dumps(text)[1:-1], text.replace('"', '""')))
+    return any(form in content for form in forms)

@@ -15,13 +15,14 @@ import polars as pl
 from flows.child import mill
 from flows.git import attempt
 from flows.judging import Case, Contestant, judge
+from flows.marks import marks
 from flows.params import flows_of
-from flows.registry import champion, decisions, fetch
+from flows.registry import Version, champion, decisions, fetch
 from tasks import problems
 from tasks.comparison import direction
 from tasks.errors import MillError
 from tasks.gate_page import artifact, gate_page
-from tasks.params import load_model
+from tasks.params import Model, load_model
 from tasks.paths import Paths
 from tasks.release import Release, open_release, read_release
 from tasks.runtime import load_runtime
@@ -90,8 +91,8 @@ def _case(home: Path, paths: Paths, scratch: Path) -> Case:
     if now is not None:
         own = Paths(paths.model)
         release = fetch(home, now.commit, own.release.as_posix(), scratch / "champion")
-        clean = fetch(home, now.commit, own.clean.as_posix(), scratch / "clean")
-        other = _contestant(read_release(release, mend=f"It is that of {now.tag}."), read_rows(clean), inputs)
+        champions = read_release(release, mend=f"It is that of {now.tag}.")
+        other = _contestant(champions, _rows_of(home, now, champions, params, rows, scratch / "clean"), inputs)
     made = decisions(home, paths.model)
     return Case(
         paths=paths,
@@ -104,6 +105,25 @@ def _case(home: Path, paths: Paths, scratch: Path) -> Case:
         decisions=made,
         used=_used(home, paths.model, made),
     )
+
+
+def _rows_of(
+    home: Path, now: Version, release: Release, params: Model, rows: pl.DataFrame, folder: Path
+) -> pl.DataFrame:
+    """The champion's rows as its commit has them; where they were purged, what the challenger has instead.
+
+    Splits never change as data grows: a row that the champion has trained on is no test row now, or was forgotten.
+    """
+    mark = marks(home, now.model).get(now.tag)
+    if mark is None or mark.is_reproducible:
+        return read_rows(fetch(home, now.commit, Paths(now.model).clean.as_posix(), folder))
+    if release.manifest["parameters"]["clean"] != params.clean.model_dump(mode="json"):
+        raise GateError(
+            f"Rows of {now.tag} were purged. {mark.sentence} And `clean` of params.yaml has changed since, so nobody "
+            "knows any more which test rows it has trained on. Look at the new release, and put it in use by hand: "
+            "mill promote VERSION --why '…'"
+        )
+    return rows
 
 
 def _contestant(release: Release, rows: pl.DataFrame, inputs: Sequence[str]) -> Contestant:

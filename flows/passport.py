@@ -126,10 +126,9 @@ class Way:
         decision = found[-1]
         link.facts = {name: value for name, value in decision.items() if name != "when"}
         link.lines.append(f"{decision['tag']}: {decision['verdict']}. {decision['sentence']}")
+        spent = f", at {decision['alpha_spent']:g} of the error rate, on {decision['test_set']}"
         against = decision["champion"] or "no champion"
-        link.lines.append(
-            f"against {against}, at {decision['alpha_spent']:g} of the error rate, on {decision['test_set']}"
-        )
+        link.lines.append(f"against {against}{spent if decision['alpha_spent'] else ''}")
         report = f"{decision['commit'][:10]}:{(Paths(self.model).reports / 'gate.json').as_posix()}"
         if not attempt(self.home, "cat-file", "-e", report).returncode:
             link.lines.append(f"report: git show {report}")

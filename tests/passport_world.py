@@ -187,7 +187,7 @@ def make_world(folder: Path, tiny: Line, reviews: pl.DataFrame) -> World:
         release = read_release(root / "models/films/release")
         version = registry.register(root, "films", git(root, "rev-parse", "HEAD"), release=release, why="new rows")
         decision = {"model": "films", "verdict": "promote", "sentence": "It is better.", "challenger": release.version}
-        told = {"champion": None, "alpha_spent": 0.001, "test_set": "t1", "inputs_sha256": f"{number}"}
+        told = {"champion": None, "alpha_spent": 0.0, "test_set": None, "inputs_sha256": f"{number}"}
         registry.record_decision(root, version.commit, {**decision, **told})
         registry.promote(root, version, why="better")
     return world

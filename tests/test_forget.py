@@ -15,6 +15,7 @@ from flows import purge, registry
 from flows.erasure import Erasure
 from flows.forget import forget
 from flows.forgetting import ForgetError
+from flows.gating import GateError, _case
 from flows.git import LIVE, GitError, git, tip
 from flows.locks import only_one
 from flows.marks import marks
@@ -24,6 +25,7 @@ from flows.worktree import Busy
 from tasks.forgotten import read_forgotten
 from tasks.ids import AFTER_KEY
 from tasks.journal import Label, open_journal
+from tasks.paths import Paths
 from tasks.release import read_release
 from tasks.shards import read_json, write_json, write_text
 from tests.passport_world import World, copy_of, facts_of, long_one, make_world
@@ -251,6 +253,22 @@ def test_while_a_version_in_use_shows_the_row_it_is_said_and_later_finished(worl
     assert holders(world, row) == []
 
 
+def test_the_gate_still_judges_against_a_champion_whose_rows_were_purged(world, tmp_path):
+    row = world.row("train", world.first)
+    go(world, row)
+    world.run("the next version")
+    paths = Paths("films", world.root)
+    case = _case(world.root, paths, tmp_path / "scratch")
+    assert case.tag == "films@v1.1.0"
+    assert case.champion is not None
+    assert case.champion.trained == case.challenger.trained
+    params = read_json(world.root / "params.yaml")
+    params["models"]["films"]["clean"]["split"]["seed"] += 1
+    write_json(world.root / "params.yaml", params)
+    with pytest.raises(GateError, match=r"`clean` of params\.yaml has changed since"):
+        _case(world.root, paths, tmp_path / "again")
+
+
 def test_a_remote_that_is_away_is_said_and_purged_the_next_time(world, capsys):
     row, store = world.row("train", world.second), world.root.parent / "store"
     store.rename(world.root.parent / "away")
@@ -295,8 +313,13 @@ def test_an_unknown_row_is_named_and_nothing_is_forgotten(world):
 
 
 def test_a_prediction_that_no_data_has_yet_can_be_forgotten(world):
-    asked = world.predict(1, "never a row", registry.champion(world.root, "films").release)
+    asked = world.predict(1, 'never a row, but "quoted"', registry.champion(world.root, "films").release)
+    shown = world.root / ".mill/monitor/films/to_label.csv"
+    write_text(shown, 'id,text\n1,"never a row, but ""quoted"""\n')
+    window = world.root / ".mill/monitor/films/windows/000001/window.json"
+    write_json(window, {"text": "another"})
     assert go(world, asked) == 0
+    assert (shown.exists(), window.exists()) == (False, True)
     journal = open_journal(f"sqlite:///{world.root}/.mill/journal.sqlite")
     assert journal.find(asked) is None
     journal.close()
