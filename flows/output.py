@@ -3,6 +3,7 @@
 import collections
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from typing import Any, Protocol
 
@@ -10,9 +11,9 @@ _MAX_KEPT = 10_000  # lines of a stage
 
 
 class Log(Protocol):
-    """Where lines go besides the terminal."""
+    """Where lines go besides the terminal. In `extra`, said_at is when a line was said, if not now."""
 
-    def info(self, msg: Any, *args: Any) -> None: ...
+    def info(self, msg: Any, *args: Any, extra: Any) -> None: ...
 
 
 class Output:
@@ -22,7 +23,7 @@ class Output:
         self._width = 0
         self._logs: dict[str, Log] = {}
         # What was said before there was a log, which takes seconds to come.
-        self._kept: dict[str, collections.deque[str]] | None = {}
+        self._kept: dict[str, collections.deque[tuple[float, str]]] | None = {}
         self._lock = threading.Lock()
 
     def align(self, addresses: Iterable[str]) -> None:
@@ -32,8 +33,8 @@ class Output:
     def attach(self, address: str, log: Log) -> None:
         """Give a stage's lines to its log as well, first those that there were; "" is the whole run."""
         with self._lock:
-            for text in (self._kept or {}).pop(address, ()):
-                log.info("%s", text)
+            for moment, text in (self._kept or {}).pop(address, ()):
+                log.info("%s", text, extra={"said_at": moment})
             self._logs[address] = log
 
     def detach(self) -> None:
@@ -47,9 +48,9 @@ class Output:
             sys.stderr.write("".join(f"{address:<{self._width}}  {line}\n" for line in lines))
             sys.stderr.flush()
             if (log := self._logs.get(address)) is not None:
-                log.info("%s", text)
+                log.info("%s", text, extra={})
             elif self._kept is not None:
-                self._kept.setdefault(address, collections.deque(maxlen=_MAX_KEPT)).append(text)
+                self._kept.setdefault(address, collections.deque(maxlen=_MAX_KEPT)).append((time.time(), text))
 
     def about_all(self, text: str) -> None:
         """A line of the whole run."""

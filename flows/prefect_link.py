@@ -37,7 +37,7 @@ class Link:
             # What did not get through is sent again with the next event, so that one need not be tried for long.
             EventsWorker.set_client_override(PrefectEventsClient, api_url=api_url, reconnection_attempts=1)
         try:
-            with _filtered(_RUNS, _without_nothing, propagate=False), _filtered(_EVENTS, self._is_to_be_said):
+            with _filtered(_RUNS, _mended, propagate=False), _filtered(_EVENTS, self._is_to_be_said):
                 yield
                 if not self.is_lost:
                     EventsWorker.drain_all(_DRAIN_SECONDS)
@@ -64,8 +64,9 @@ class Link:
         return not self.is_lost
 
 
-def _without_nothing(record: logging.LogRecord) -> bool:
-    """A state that is returned is logged with the traceback of no exception."""
+def _mended(record: logging.LogRecord) -> bool:
+    """Every line, at the time when it was said, and a returned state without the traceback of no exception."""
+    record.created = getattr(record, "said_at", record.created)
     if record.exc_info and record.exc_info[0] is None:
         record.exc_info = None
     return True
