@@ -228,6 +228,7 @@ def _decide(run: _Run, release: Release, now: Version | None, judged: Mapping[st
         "gate": inputs["gate"],
         "test_set": judged["test_set"],
         "alpha_spent": judged["alpha_spent"],
+        "measured": judged.get("measured"),  # by a clock, so that it is in no report
         "challenger": release.version,
         "champion": now.tag if now else None,
         "forced": run.force,
