@@ -213,7 +213,7 @@ class Committer:
                 if name in entries:
                     entries[name] = entries.pop(name)
         draft.replace(file)
-        self._repo.scm_context.track_file(str(file))
+        self._repo.scm_context.track_file(stage.dvcfile._lockfile.relpath)
 
     def _current(self, address: str) -> "Stage":
         """A stage with what its lock says now: somebody's own dvc may have run it meanwhile."""

@@ -30,11 +30,16 @@ class Held:
             raise
 
     def release(self, address: str) -> None:
+        """Hold a stage's files no longer."""
+        from dvc.lock import LockError
+
         for file in [file for file, users in self._users.items() if address in users]:
             self._users[file].discard(address)
             if not self._users[file]:
                 del self._users[file]
-                self._entries.pop(file).close()
+                # What stays in DVC's file stands there for this process, and is ignored when that has ended.
+                with contextlib.suppress(LockError):
+                    self._entries.pop(file).close()
 
     def release_all(self) -> None:
         for address in set().union(*self._users.values()):

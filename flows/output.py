@@ -1,6 +1,7 @@
 """What stages print while they run: to the terminal and into their logs in Prefect."""
 
 import collections
+import contextlib
 import sys
 import threading
 import time
@@ -45,8 +46,9 @@ class Output:
     def __call__(self, address: str, text: str) -> None:
         lines = text.splitlines() or [""]
         with self._lock:
-            sys.stderr.write("".join(f"{address:<{self._width}}  {line}\n" for line in lines))
-            sys.stderr.flush()
+            with contextlib.suppress(OSError, ValueError):  # nobody reads any more, as behind `| head`
+                sys.stderr.write("".join(f"{address:<{self._width}}  {line}\n" for line in lines))
+                sys.stderr.flush()
             if (log := self._logs.get(address)) is not None:
                 log.info("%s", text, extra={})
             elif self._kept is not None:

@@ -106,6 +106,8 @@ class Scheduler:
             for node in blocked:
                 self._settle(Result(node.address, "not run", self._blocker(node)))
         ended = {address: result.is_good for address, result in self.results.items()}
+        if not any(node.may_begin(ended) for node in self._waiting.values()):
+            return
         try:
             cached, stale = self._committer.sort_out(list(self._waiting.values()), ended, self._forced)
         except MillError as error:  # above all DVC's lock, which somebody else keeps; those that run will wait again

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.git import git
 from flows.line import run_line
 from flows.stages import LineError
 from tasks.shards import write_text
@@ -109,3 +110,15 @@ def test_what_dvc_cannot_read_is_said_before_anything_runs(tmp_path, files, said
 def test_outside_of_a_dvc_repository_the_message_says_what_to_do(tmp_path):
     with pytest.raises(LineError, match="dvc init"), toy.standing_in(tmp_path):
         run_line(Path(), [], known=[], params=toy.PARAMS)
+
+
+def test_locks_by_hard_links_and_staging_by_dvc_work_as_with_dvc_repro(branches, tmp_path):
+    config = "[core]\n    analytics = false\n    autostage = true\n    hardlink_lock = true\n"
+    write_text(branches / ".dvc/config", config)
+    other = toy.twin(branches, tmp_path / "other")
+    assert not toy.line(branches).failed
+    assert toy.dvc(other, "repro", "-q") == 0
+    assert toy.written(branches) == toy.written(other)
+    staged = [git(root, "diff", "--cached", "--name-only") for root in (branches, other)]
+    assert staged[0] == staged[1]
+    assert "dvc.lock" in staged[0]
