@@ -20,6 +20,7 @@ from flows.locks import only_one
 from flows.merge import MergeConflict, merge_by_model
 from flows.publish import owe, publish
 from flows.registry import Version, champion, decisions, record_decision, settle
+from flows.shadow import follow_challenger
 from flows.worktree import Worktree, check_out_data, clean_up, home_of, worktree
 from tasks.paths import Paths
 from tasks.release import Release, read_release
@@ -238,8 +239,9 @@ def _decide(run: _Run, release: Release, now: Version | None, judged: Mapping[st
     owe(run.home, commit)
     record_decision(run.home, commit, decision)
     result = _concluded(run, release, now, decision, commit)
-    if told := publish(run.home, run.tree.folder):
-        print(told)
+    for told in (follow_challenger(run.home, run.model), publish(run.home, run.tree.folder)):
+        if told:
+            print(told)
     return result
 
 

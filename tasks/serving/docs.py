@@ -23,6 +23,7 @@ def add_routes(app: FastAPI, live: Live) -> None:
     def openapi() -> dict[str, Any]:
         if not made:
             made.update(get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes))
+            _correct(made)
         return _with_models(made, {served.model: served.problem for served in live.served})
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to another schema
@@ -32,6 +33,15 @@ def add_routes(app: FastAPI, live: Live) -> None:
         from tasks.pages import render
 
         return HTMLResponse(render("serving.html", schema=openapi(), routes=_routes(openapi())))
+
+
+def _correct(schema: Mapping[str, Any]) -> None:
+    """Take back that an answer is a string, which FastAPI says of every class of answers but its own for JSON."""
+    for methods in schema["paths"].values():
+        for operation in methods.values():
+            for content in operation["responses"]["200"].get("content", {}).values():
+                if set(content["schema"]) & {"oneOf", "anyOf"}:
+                    content["schema"].pop("type", None)
 
 
 def _with_models(schema: Mapping[str, Any], problems: Mapping[str, Problem]) -> dict[str, Any]:

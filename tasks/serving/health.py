@@ -1,9 +1,10 @@
 """Whether the server is well: for people, probes and Prometheus."""
 
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from tasks.serving.replies import Json, errors
+from tasks.serving.replies import Json, errors, gives
 from tasks.serving.service import Service
 
 
@@ -11,11 +12,16 @@ def add_routes(app: FastAPI, service: Service) -> None:
     """/healthz, /readyz, /metrics."""
     live = service.live
 
-    @app.get("/healthz", summary="Whether the process answers", response_class=Json)
+    @app.get("/healthz", summary="Whether the process answers", response_class=Json, responses=gives("status"))
     async def healthz() -> Response:
         return Json({"status": "ok"})
 
-    @app.get("/readyz", summary="Whether every model answers", response_class=Json, responses=errors(503))
+    @app.get(
+        "/readyz",
+        summary="Whether every model answers",
+        response_class=Json,
+        responses=gives("status", "models", "failures") | errors(503),
+    )
     async def readyz() -> Response:
         """Well where every model has a version that answers: one that failed to take over leaves the one before.
 
@@ -27,7 +33,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
             return Json({"error": sentence, "models": models, "failures": failures}, status_code=503)
         return Json({"status": "ok", "models": models, "failures": failures})
 
-    @app.get("/metrics", summary="Figures for Prometheus")
+    @app.get("/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse)
     async def prometheus(request: Request) -> Response:
         service.admit(request, "admin")
         return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)

@@ -1,15 +1,18 @@
 """The Open Inference Protocol's routes."""
 
+from typing import Any
+
 import polars as pl
 from fastapi import FastAPI, Request, Response
 
 from tasks.serving import open_inference
 from tasks.serving.live import UnknownModel
-from tasks.serving.replies import Json, body, errors
+from tasks.serving.replies import Json, body, errors, gives
 from tasks.serving.requests import BadRequest
 from tasks.serving.served import Served
 from tasks.serving.service import Answered, Service
 
+_BINARY = "Tensors. Where the request asks for binary ones: JSON, and the tensors' bytes behind it."
 _TENSORS = {"type": "object", "required": ["inputs"], "properties": {"inputs": {"type": "array"}}}
 
 
@@ -23,27 +26,38 @@ def add_routes(app: FastAPI, service: Service) -> None:
             raise UnknownModel(f"{name} {version} is not in use; {served.version} is.")
         return served
 
-    @app.get("/v2", summary="The server", response_class=Json)
+    @app.get("/v2", summary="The server", response_class=Json, responses=gives("name", "version", "extensions"))
     async def server() -> Response:
         return Json({"name": "modelmill", "version": app.version, "extensions": ["binary_tensor_data"]})
 
-    @app.get("/v2/health/live", summary="Whether the process answers", response_class=Json)
+    @app.get("/v2/health/live", summary="Whether the process answers", response_class=Json, responses=gives("live"))
     async def health_live() -> Response:
         return Json({"live": True})
 
-    @app.get("/v2/health/ready", summary="Whether every model is in use", response_class=Json, responses=errors(503))
+    @app.get(
+        "/v2/health/ready",
+        summary="Whether every model answers",
+        response_class=Json,
+        responses=gives("ready") | errors(503),
+    )
     async def health_ready() -> Response:
         ready = bool(live.models) and not live.missing
-        return Json({"ready": ready}, status_code=200 if ready else 503)
+        return Json({"ready": ready} if ready else {"error": "/readyz says which and why."}, 200 if ready else 503)
 
-    @app.get("/v2/models/{name}/ready", summary="Whether a model is in use", response_class=Json)
-    @app.get("/v2/models/{name}/versions/{version}/ready", summary="Whether a version is in use", response_class=Json)
+    is_ready: dict[str, Any] = {"response_class": Json, "responses": gives("name", "ready", "version")}
+    tensors: dict[str, Any] = {
+        "response_class": Json,
+        "responses": gives("name", "versions", "platform", "inputs", "outputs"),
+    }
+
+    @app.get("/v2/models/{name}/ready", summary="Whether a model is in use", **is_ready)
+    @app.get("/v2/models/{name}/versions/{version}/ready", summary="Whether a version is in use", **is_ready)
     async def ready(name: str, request: Request, version: str | None = None) -> Response:
         service.admit(request, "predict")
         return Json({"name": name, "ready": True, "version": versioned(name, version).version})
 
-    @app.get("/v2/models/{name}", summary="A model's inputs and outputs", response_class=Json)
-    @app.get("/v2/models/{name}/versions/{version}", summary="A version's inputs and outputs", response_class=Json)
+    @app.get("/v2/models/{name}", summary="A model's inputs and outputs", **tensors)
+    @app.get("/v2/models/{name}/versions/{version}", summary="A version's inputs and outputs", **tensors)
     async def metadata(name: str, request: Request, version: str | None = None) -> Response:
         service.admit(request, "predict")
         served = versioned(name, version)
@@ -58,20 +72,14 @@ def add_routes(app: FastAPI, service: Service) -> None:
             }
         )
 
-    @app.post(
-        "/v2/models/{name}/infer",
-        summary="Answer tensors",
-        response_class=Json,
-        responses=errors(400, 408, 413, 503),
-        openapi_extra=body(_TENSORS),
-    )
-    @app.post(
-        "/v2/models/{name}/versions/{version}/infer",
-        summary="Answer tensors by this version",
-        response_class=Json,
-        responses=errors(400, 408, 413, 503),
-        openapi_extra=body(_TENSORS),
-    )
+    answers: dict[str, Any] = {
+        "response_class": Json,
+        "responses": gives("model_name", "model_version", "outputs", description=_BINARY) | errors(400, 408, 413, 503),
+        "openapi_extra": body(_TENSORS),
+    }
+
+    @app.post("/v2/models/{name}/infer", summary="Answer tensors", **answers)
+    @app.post("/v2/models/{name}/versions/{version}/infer", summary="Answer tensors by this version", **answers)
     async def infer(name: str, request: Request, version: str | None = None) -> Response:
         client = service.admit(request, "predict")
         problem = versioned(name, version).problem

@@ -11,7 +11,7 @@ from tasks.errors import did_you_mean
 from tasks.journal import Label
 from tasks.problems import Problem
 from tasks.release import CARD
-from tasks.serving.replies import Json, body, errors
+from tasks.serving.replies import Json, body, errors, gives
 from tasks.serving.requests import BadRequest, parse_json, rows_of
 from tasks.serving.served import Served
 from tasks.serving.service import Service
@@ -35,12 +35,22 @@ def add_routes(app: FastAPI, service: Service) -> None:
     """/models and what is below it."""
     live, serving = service.live, service.serving
 
-    @app.get("/models", summary="The models in use", response_class=Json)
+    @app.get(
+        "/models",
+        summary="The models in use",
+        response_class=Json,
+        responses=gives("model", "version", "problem", "signature", is_list=True),
+    )
     async def models(request: Request) -> Response:
         service.admit(request, "predict")
         return Json([_summary(served) for served in live.served])
 
-    @app.get("/models/{name}", summary="A model's version, metrics and card", response_class=Json)
+    @app.get(
+        "/models/{name}",
+        summary="A model's version, metrics and card",
+        response_class=Json,
+        responses=gives("model", "version", "problem", "signature", "metrics", "card"),
+    )
     async def model(name: str, request: Request) -> Response:
         service.admit(request, "predict")
         served = live.get(name)
@@ -77,7 +87,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         "/models/{name}/feedback",
         summary="Say what the right answer to a prediction is, by its id",
         response_class=Json,
-        responses=errors(400, 408, 413, 503),
+        responses=gives("received", "new") | errors(400, 408, 413, 503),
         openapi_extra=body(_ONE_OR_MORE),
     )
     async def feedback(name: str, request: Request) -> Response:

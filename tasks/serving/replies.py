@@ -24,6 +24,13 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": "What is wrong, in a sentence.", "content": content} for status in statuses}
 
 
+def gives(*fields: str, is_list: bool = False, description: str = "As asked.") -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's description of an answer: an object that has these fields at least, or a list of such objects."""
+    schema: dict[str, Any] = {"type": "object", "required": list(fields)}
+    schema = {"type": "array", "items": schema} if is_list else schema
+    return {200: {"description": description, "content": {"application/json": {"schema": schema}}}}
+
+
 def body(schema: dict[str, Any]) -> dict[str, Any]:
     """OpenAPI's description of a JSON body that the route takes apart itself."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
