@@ -7,7 +7,7 @@ a little. The tolerances, all of which stand in the certificate:
 - A tensor may be off by 2 % of its length (its Frobenius norm).
 - What a model computes for a row may be off by 2 % of the largest value, or of 1: golden rows have the same.
 - Words, whole numbers and rows must be the same. Only where what a stage reads has already moved may answers flip: up
-  to 1 % of the rows of a file, and whole numbers by 1 %.
+  to 1 % of the rows of a file, and counts by 1 % or twice their root.
 - A hash may be another where the file that it is of was within its tolerance.
 - The hash of which rows training saw, in which order, must be the same, always.
 """
@@ -35,7 +35,7 @@ TOLERANCES = {
     "number": {"share": NUMBER_SHARE, "least": NUMBER_LEAST},
     "tensor": {"share_of_norm": TENSOR_SHARE},
     "computed_of_a_row": {"share_of_largest": TOLERANCE},
-    "rows_that_may_flip_where_the_inputs_moved": ROW_SHARE,
+    "where_the_inputs_moved": {"share_of_rows": ROW_SHARE, "share_of_a_count": NUMBER_SHARE, "roots_of_a_count": 2},
 }
 
 Level = Literal["identical", "within tolerance", "different"]
@@ -144,8 +144,13 @@ def _share(was: Any, now: Any, moved: Moved, computed: bool = False) -> float | 
         if not (moved.inputs or isinstance(was, float) or isinstance(now, float)):
             return None
         largest = max(abs(was), abs(now))
-        allowed = TOLERANCE * max(1.0, largest) if computed else max(NUMBER_SHARE * largest, NUMBER_LEAST)
-        return abs(was - now) / allowed
+        if computed:
+            allowed = TOLERANCE * max(1.0, largest)
+        elif isinstance(was, int) and isinstance(now, int):
+            allowed = max(NUMBER_SHARE * largest, 2 * largest**0.5)
+        else:
+            allowed = max(NUMBER_SHARE * largest, NUMBER_LEAST)
+        return float(abs(was - now) / allowed)
     if isinstance(was, str) and isinstance(now, str):
         if _HASH.fullmatch(was) and _HASH.fullmatch(now):
             return 0.0 if moved.inputs or moved.hashed else None

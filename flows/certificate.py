@@ -125,8 +125,9 @@ def _lines(certificate: Certificate) -> Iterator[str]:
         before, after = certificate.rows_seen
         same = "The same data in the same order" if before == after else "Other data, or in another order"
         yield f"{same}: the rows that training saw hash to {before[:12]} and {after[:12]}."
-    yield "Tolerated: 1 % of a number, or 0.005; 2 % of a tensor's norm, or of what is computed of a row. No other"
-    yield "word, whole number or row, but for 1 % of them where what the stage reads has moved itself."
+    yield "Tolerated: 1 % of a number, or 0.005; 2 % of a tensor's norm, or of what is computed of a row. No word,"
+    yield "whole number or row may differ, but where what the stage reads has moved: 1 % of the rows, and counts by 1 %"
+    yield "or twice their root."
 
 
 def _processor() -> dict[str, Any]:

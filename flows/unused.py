@@ -118,9 +118,13 @@ def _listed(repo: "Repo", oid: str) -> list[str]:
     for name in repo.config["remote"]:
         try:
             remote = repo.cloud.get_remote_odb(name, "gc")
-            if remote.exists(oid):
-                with remote.fs.open(remote.oid_to_path(oid), mode="rb") as listing:
-                    return _entries(listing.read(), oid)
+            # To ask whether it is there would be answered with no by a remote that is away.
+            with remote.fs.open(remote.oid_to_path(oid), mode="rb") as listing:
+                return _entries(listing.read(), oid)
+        except FileNotFoundError:
+            continue
+        except RetentionError:
+            raise
         except Exception as error:  # what a storage's own library raises where it is away
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise RetentionError(
