@@ -72,22 +72,25 @@ def register(root: Path, model: str, commit: str, *, release: Release, why: str)
     Of processes that register at the same time each gets a number of its own. Raises RegistryError where the commit is
     a version already, but with another release.
     """
-    while True:
-        for version in versions(root, model):
-            if version.commit == commit:
-                _check_same(version, release)
-                return version
-        number = _next_number(root, model)
-        name = release.manifest.get("headline")
-        metric = {"name": name, **release.manifest["metrics"][name]} if name else None
-        facts = {
-            "release": release.version,
-            "verdict": release.manifest["verdict"],
-            "metric": metric,
-            "why": why,
-        }
-        sentence = f"{model} {number} is {release.version}" + (f", {spoken(metric)}" if metric else "")
-        create(root, f"{model}@{number}", commit, sentence, facts)
+    home = home_of(root)
+    # Alone: of two at once with one commit, each would see that it has no number yet.
+    with changing(home):
+        while True:
+            for version in versions(home, model):
+                if version.commit == commit:
+                    _check_same(version, release)
+                    return version
+            number = _next_number(home, model)
+            name = release.manifest.get("headline")
+            metric = {"name": name, **release.manifest["metrics"][name]} if name else None
+            facts = {
+                "release": release.version,
+                "verdict": release.manifest["verdict"],
+                "metric": metric,
+                "why": why,
+            }
+            sentence = f"{model} {number} is {release.version}" + (f", {spoken(metric)}" if metric else "")
+            create(home, f"{model}@{number}", commit, sentence, facts)
 
 
 def promote(root: Path, version: Version, *, why: str, force: bool = False, **told: Any) -> str:
