@@ -53,6 +53,7 @@ bench: install   ## measure what the README says, and print the figures
 	python -m tests.benchmarks.training
 	python -m tests.benchmarks.clean
 	python -m tests.benchmarks.noop
+	python -m tests.benchmarks.parallel
 	python -m tests.benchmarks.serving --only throughput latency journal swaps accuracy
 
 lock:            ## resolve pyproject.toml anew into requirements.lock, as near to the old versions as it allows
