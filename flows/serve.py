@@ -1,6 +1,5 @@
 """`mill serve`: the model server, in the foreground."""
 
-import asyncio
 import errno
 import os
 import socket
@@ -64,7 +63,7 @@ def serve(root: Path, *, port: int | None = None) -> None:
         timeout_keep_alive=30,
         timeout_graceful_shutdown=30,
     )
-    asyncio.run(uvicorn.Server(config).serve([listener]))
+    uvicorn.Server(config).run([listener])  # on uvloop
 
 
 def journal_url(root: Path, keeping: Keeping) -> str:
@@ -77,7 +76,10 @@ def journal_url(root: Path, keeping: Keeping) -> str:
 
 
 def _listen(serving: Serving) -> socket.socket:
-    listener = socket.socket()
+    family = socket.AF_INET6 if ":" in serving.host else socket.AF_INET
+    # With its protocol named: for such sockets alone do event loops turn Nagle's algorithm off, by which each answer
+    # would wait 40 ms for the acknowledgement of its headers.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((serving.host, serving.port))

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--swaps", type=int, default=100)
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--rivals", nargs="*", default=[], help="litserve, bentoml, ray")
+    parser.add_argument("--rivals", nargs="*", default=[], help="litserve")
     chosen = parser.parse_args()
     rows = pl.read_parquet("data/samples/reviews.parquet").filter(pl.col("domain") == "movie", pl.col("score") != 0)
     sample = rows.sample(chosen.texts, seed=1).with_columns(
@@ -151,7 +151,8 @@ def journal(chosen: argparse.Namespace, sample: pl.DataFrame) -> None:
 
 def swaps(chosen: argparse.Namespace, sample: pl.DataFrame) -> None:
     """A hundred swaps between two versions under load: no failure, no answer whose version and content disagree."""
-    # One version is sure of what it says, the other says the same and is hardly surer than chance.
+    # One version is sure of what it says, the other says the same and is hardly surer than chance. The limit between
+    # them leaves room for what a row's numbers owe to the rows beside it.
     with mill_server(chosen.release, **_PATIENT) as server:
         root: Path = server.root  # type: ignore[attr-defined]
         one = read_release(root / "one")
@@ -159,7 +160,7 @@ def swaps(chosen: argparse.Namespace, sample: pl.DataFrame) -> None:
         asked = [
             text
             for text, answer in zip(sample["text"], _answers(server, sample["text"].to_list()), strict=True)
-            if answer["probability"] > 0.75
+            if answer["probability"] > 0.9
         ]
         reports: list[dict[str, object]] = []
         stop = threading.Event()
@@ -180,7 +181,7 @@ def swaps(chosen: argparse.Namespace, sample: pl.DataFrame) -> None:
     for report in reports:
         for status, count in report["statuses"].items():  # type: ignore[attr-defined]
             statuses[status] = statuses.get(status, 0) + count
-    mixed = sum((answer["version"] == one.version) != (answer["probability"] > 0.6) for answer in kept)
+    mixed = sum((answer["version"] == one.version) != (answer["probability"] > 0.53) for answer in kept)
     print(f"  {chosen.swaps} swaps under load: statuses {statuses}, {mixed} of {len(kept):,} answers mixed")
     print(f"  from live.json to being in use: median {statistics.median(took):.2f} s, at most {max(took):.2f} s")
 

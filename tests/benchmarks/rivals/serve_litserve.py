@@ -14,14 +14,15 @@ class Classifier(litserve.LitAPI):
     def setup(self, device: str) -> None:
         self.model = Model(Path(sys.argv[1]))
 
-    def decode_request(self, request: Any, **_: Any) -> list[str]:
+    # LitServe takes an annotation for how to parse a request.
+    def decode_request(self, request):  # type: ignore[no-untyped-def]
         return [row["text"] for row in (request if isinstance(request, list) else [request])]
 
-    def predict(self, batch: list[list[str]], **_: Any) -> list[list[dict[str, Any]]]:
+    def predict(self, batch: list[list[str]]) -> list[list[dict[str, Any]]]:
         answers = iter(self.model.answer([text for texts in batch for text in texts]))
         return [[next(answers) for _ in texts] for texts in batch]
 
-    def encode_response(self, output: Any, **_: Any) -> Any:
+    def encode_response(self, output: Any) -> Any:
         return output
 
 
