@@ -1,5 +1,6 @@
 """One log for several processes, that does not grow without end."""
 
+import contextlib
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,15 +30,22 @@ class Log:
             self._open.close()
 
     def say(self, who: str, line: str) -> None:
-        """Write a line. Once closed, it says nothing."""
+        """Write a line. Once closed, it says nothing; and a full disk or a closed terminal stops nobody who speaks."""
         with self._alone:
             if self._open.closed:
                 return
-            self._open.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {who:9} {line}\n")
-            self._open.flush()
-            if self._open.tell() > self._largest_bytes:
-                self._open.close()
-                self.file.replace(self.file.with_name(f"{self.file.name}.1"))
-                self._open = self.file.open("a", encoding="utf-8")
-            if self._echo:
-                print(f"{who:9} {line}", flush=True)
+            with contextlib.suppress(OSError):
+                self._write(f"{datetime.now(UTC).isoformat(timespec='seconds')} {who:9} {line}\n")
+            try:
+                if self._echo:
+                    print(f"{who:9} {line}", flush=True)
+            except OSError:
+                self._echo = False
+
+    def _write(self, line: str) -> None:
+        self._open.write(line)
+        self._open.flush()
+        if self._open.tell() > self._largest_bytes:
+            self._open.close()
+            self.file.replace(self.file.with_name(f"{self.file.name}.1"))
+            self._open = self.file.open("a", encoding="utf-8")

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from flows.automations import Deployed
 from flows.params import Flows, load_flows
-from flows.schedule import register
+from flows.schedule import planned, register
 from tasks.errors import MillError
 from tasks.shards import write_json
 
@@ -60,7 +60,7 @@ async def _serve(home: Path) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     _say(home, made)
-    watching = asyncio.create_task(_watch(home, runner))
+    watching = asyncio.create_task(_watch(home, flows, runner))
     await asyncio.wait((ended, asyncio.create_task(stop.wait())), return_when=asyncio.FIRST_COMPLETED)
     watching.cancel()
     if not ended.done():
@@ -102,17 +102,25 @@ def end_the_dead(made: Sequence[Deployed]) -> None:
             client.set_flow_run_state(run.id, killed, force=True)
 
 
-async def _watch(home: Path, runner: "Runner") -> None:
+async def _watch(home: Path, at_start: Flows, runner: "Runner") -> None:
     """Take over what changes in params.yaml; where there is a mistake in it, say so and stay as it was."""
     file = home / "params.yaml"
     before = _stamp(file)
+    held = planned(at_start), at_start.notify
     while True:
         await asyncio.sleep(_LOOK_SECONDS)
         if (now := _stamp(file)) == before:
             continue
         before = now
         try:
-            made = await asyncio.to_thread(_register, home, load_flows(file), runner)
+            flows = load_flows(file)
+            if flows.server != at_start.server:
+                print("flows.server of params.yaml has changed: that holds from the next `mill up` on.", flush=True)
+            wanted = planned(flows), flows.notify
+            if wanted == held:
+                continue
+            flows = flows.model_copy(update={"server": at_start.server})
+            made = await asyncio.to_thread(_register, home, flows, runner)
         except MillError as error:
             print(f"params.yaml has changed, and the schedules stay as they were: {error}", file=sys.stderr, flush=True)
             continue
@@ -120,6 +128,7 @@ async def _watch(home: Path, runner: "Runner") -> None:
             print(f"params.yaml has changed, and is not registered yet: {error}", file=sys.stderr, flush=True)
             before = None
             continue
+        held = wanted
         _say(home, made)
 
 

@@ -1,5 +1,6 @@
 """What runs by itself: one Prefect deployment for each model and flow, by the cron lines of params.yaml."""
 
+import shlex
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from flows.automations import Deployed, automate
+from flows.automations import MONITOR, Deployed, automate
 from flows.git import attempt
 from flows.params import Flows, ModelFlows, Schedule
 from tasks.errors import MillError
@@ -34,7 +35,10 @@ class Kind:
     drift_starts_it: bool
 
 
-KINDS = (Kind("retrain", "flows.deployed.retrain", lambda flows: flows.retrain, drift_starts_it=True),)
+KINDS = (
+    Kind("retrain", "flows.deployed.retrain", lambda flows: flows.retrain, drift_starts_it=True),
+    Kind(MONITOR, "flows.deployed.monitor", lambda flows: flows.monitor, drift_starts_it=False),
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ def register(home: Path, flows: Flows, add: Callable[["RunnerDeployment"], UUID]
     `add` registers one deployment. Raises ScheduleError where one of the same name belongs to another repository.
     """
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import DeploymentUpdate
 
     tags = [TAG, f"checkout:{identity(home)}"]
     with get_client(sync_client=True) as client:
@@ -73,10 +78,14 @@ def register(home: Path, flows: Flows, add: Callable[["RunnerDeployment"], UUID]
         made = []
         for plan in planned(flows):
             _check_ours(client, plan, tags)
-            deployment = _deployment(home, flows, plan, tags)
+            deployment = _deployment(home, plan, tags)
+            way = way_of(home, pool) if pool else None
+            # Said also where there is none, so that a pool that it had before is taken back.
+            deployment.work_pool_name = flows.server.work_pool
+            deployment.job_variables = {"env": {"PYTHONPATH": way.code}} if way else {}
             made.append(Deployed(add(deployment), plan.kind.name, plan.model, plan.schedule, plan.kind.drift_starts_it))
-            if pool:
-                _pull(client, made[-1].id, _steps(home, pool))
+            if way:
+                client.update_deployment(made[-1].id, DeploymentUpdate(pull_steps=way.steps))
         _forget_others(client, tags, {one.id for one in made})
         automate(client, flows.notify, made, tags)
     return made
@@ -90,7 +99,7 @@ def identity(home: Path) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def _deployment(home: Path, flows: Flows, plan: Planned, tags: list[str]) -> "RunnerDeployment":
+def _deployment(home: Path, plan: Planned, tags: list[str]) -> "RunnerDeployment":
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.schedules import Cron
     from prefect.types.entrypoint import EntrypointType
@@ -106,8 +115,6 @@ def _deployment(home: Path, flows: Flows, plan: Planned, tags: list[str]) -> "Ru
         concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
-    # Said also where it is None, so that a pool that it had before is taken back.
-    deployment.work_pool_name = flows.server.work_pool
     return deployment
 
 
@@ -151,24 +158,28 @@ def _pool_type(client: "SyncPrefectClient", name: str | None) -> str | None:
         ) from None
 
 
-def _steps(home: Path, pool: str) -> list[dict[str, Any]]:
-    """How a worker comes by the repository: the one that is here, or in a container a clone of where it is pushed."""
+@dataclass(frozen=True)
+class Way:
+    """How a worker comes by the repository: Prefect's steps, and where Python then finds the code."""
+
+    steps: list[dict[str, Any]]
+    code: str
+
+
+def way_of(home: Path, pool: str) -> Way:
+    """Processes work in the repository that is here, and containers in a clone of where it is pushed to."""
     step = "prefect.deployments.steps"
     if pool == "process":
-        return [{f"{step}.set_working_directory": {"directory": str(home)}}]
+        return Way([{f"{step}.set_working_directory": {"directory": str(home)}}], str(home))
     remote = attempt(home, "remote", "get-url", "origin").stdout.strip()
     if not remote:
         raise ScheduleError(
             f"A work pool of type {pool} needs a clone of this repository, and it has no Git remote `origin` to clone."
         )
     # Prefect's own step clones one commit alone, and versions are tags on others.
-    return [
-        {f"{step}.run_shell_script": {"script": f"git clone --quiet {remote} repository"}},
+    clone = f"git clone --quiet {shlex.quote(remote)} repository"
+    steps = [
+        {f"{step}.run_shell_script": {"script": clone}},
         {f"{step}.set_working_directory": {"directory": "repository"}},
     ]
-
-
-def _pull(client: "SyncPrefectClient", deployment: UUID, steps: list[dict[str, Any]]) -> None:
-    from prefect.client.schemas.actions import DeploymentUpdate
-
-    client.update_deployment(deployment, DeploymentUpdate(pull_steps=steps))
+    return Way(steps, "repository")

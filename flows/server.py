@@ -61,6 +61,8 @@ def own(home: Path, flows: Flows) -> Server:
     """The server of this repository. Its state, and that of its clients, is in `.mill/prefect`: no profile is read."""
     page = f"http://{_HOST}:{flows.server.port}"
     prefect_home = home / ".mill" / "prefect"
+    # The key to the block that holds a secret URL is in there too.
+    prefect_home.mkdir(mode=0o700, parents=True, exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if name not in _OF_OTHERS} | {
         "PREFECT_HOME": str(prefect_home),
         "PREFECT_API_URL": f"{page}/api",

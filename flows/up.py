@@ -81,9 +81,8 @@ def up(root: Path, *, detach: bool = False) -> int:
 
     Raises MillError where it cannot start: then nothing that it started is left.
     """
-    if detach:
-        return _detach(home_of(root))
-    return _up(root, echo=True)
+    check_repository(root)
+    return _detach(home_of(root)) if detach else _up(root, echo=True)
 
 
 def down(root: Path) -> int:
@@ -120,7 +119,6 @@ def stay(root: Path) -> int:
 
 def _up(root: Path, *, echo: bool) -> int:
     home = home_of(root)
-    check_repository(home)
     flows = load_flows(home / "params.yaml")
     try:
         with _interruptible(), _alone(home) as lock, Log(_folder(home) / "log", echo=echo) as log:
@@ -209,7 +207,6 @@ def _told(home: Path, here: Running, server: Server) -> str:
 
 
 def _detach(home: Path) -> int:
-    check_repository(home)
     load_flows(home / "params.yaml")
     _folder(home).mkdir(parents=True, exist_ok=True)
     said = _folder(home) / "start"

@@ -1,7 +1,9 @@
 """Deployments and automations, on a real Prefect server; the runs themselves are tests/test_up.py's."""
 
 import json
+import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +20,12 @@ from pydantic import ValidationError
 from flows.automations import Deployed, NotifyError, automate, save_block
 from flows.cooldown import Learned, held_back, learned
 from flows.events import NotHeard, emit_drift
+from flows.git import git
 from flows.params import Retrain, load_flows
+from flows.registry import decisions
 from flows.runner import end_the_dead
-from flows.schedule import TAG, ScheduleError, identity, register
-from tests.scheduled import RETRAIN, make_repository, write_params
+from flows.schedule import TAG, ScheduleError, identity, register, way_of
+from tests.scheduled import RETRAIN, line_runs, make_repository, write_params
 
 # Of Apprise, where it loads all that it knows.
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
@@ -372,3 +376,63 @@ def test_runs_of_a_runner_that_was_killed_are_crashed_and_give_their_place_back(
     assert client.read_flow_run(other.id).state.is_running()
     third = client.create_flow_run_from_deployment(films.id)
     assert client.set_flow_run_state(third.id, Pending()).state.is_pending()
+
+
+def worked(client: Any, one: Deployed, root: Path, **env: str) -> Any:
+    """The end of a run that a worker of the process pool has taken, in some folder."""
+    run = client.create_flow_run_from_deployment(one.id)
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "worker", "start", "--pool", "processes", "--run-once"],
+        cwd=root,
+        env={**own, "PREFECT_API_URL": str(client.api_url).rstrip("/"), "PYTHONPATH": "", **env},
+        capture_output=True,
+        text=True,
+    )
+    state = client.read_flow_run(run.id).state
+    assert state.is_final(), done.stdout + done.stderr
+    return state
+
+
+@pytest.mark.slow
+def test_a_worker_runs_the_retrain_in_the_repository(made, client, tmp_path):
+    pools(client)
+    root = make_repository(tmp_path / "own")
+    pooled(root, "processes")
+    git(root, "commit", "-qam", "a work pool")
+    [one] = registered(root)
+    state = worked(client, one, tmp_path)
+    assert (state.name, state.type.value) == ("Refused", "COMPLETED")
+    assert [decision["verdict"] for decision in decisions(root, "films")] == ["keep"]
+    assert len(line_runs(root)) == 1
+
+
+@pytest.mark.slow
+def test_a_worker_without_the_repository_clones_it_and_what_it_makes_goes_out(made, client, tmp_path):
+    pools(client)
+    root, bare = make_repository(tmp_path / "own"), tmp_path / "bare.git"
+    pooled(root, "processes")
+    (root / ".dvc/config").write_text(f"[core]\n    remote = store\n['remote \"store\"']\n    url = {tmp_path}/store\n")
+    git(root, "add", "-A")
+    git(root, "add", "--force", "incoming")
+    git(root, "commit", "-qm", "what a clone needs")
+    git(tmp_path, "clone", "-q", "--bare", str(root), str(bare))
+    git(root, "remote", "add", "origin", str(bare))
+    [one] = registered(root)
+    as_containers_do(client, one, root)
+    who = {f"GIT_{role}_{what}": "mill" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    state = worked(client, one, tmp_path, **who)
+    assert (state.name, state.type.value) == ("Refused", "COMPLETED")
+    assert decisions(root, "films") == []
+    assert [decision["verdict"] for decision in decisions(bare, "films")] == ["keep"]
+    assert any(file.is_file() for file in (tmp_path / "store").rglob("*"))
+    assert worked(client, one, tmp_path, **who).name == "Nothing"
+
+
+def as_containers_do(client: Any, one: Deployed, root: Path) -> None:
+    """Give a process worker the steps of a container's."""
+    from prefect.client.schemas.actions import DeploymentUpdate
+
+    way = way_of(root, "docker")
+    update = DeploymentUpdate(pull_steps=way.steps, job_variables={"env": {"PYTHONPATH": way.code}})
+    client.update_deployment(one.id, update)

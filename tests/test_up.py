@@ -262,11 +262,10 @@ def test_a_server_that_dies_in_mid_run_comes_back_and_the_run_goes_on(repository
 def test_down_ends_the_run_and_everything_else(repository, started, prefect):
     write_text(repository.parent / "runs/seconds", "600")
     arrive(repository, "films", 4)
-    before = len(line_runs(repository))
+    before, head = len(line_runs(repository)), git(repository, "for-each-ref")
     prefect.run()
     eventually(lambda: len(line_runs(repository)) > before)
     processes = {**children(started.process), "up": started.process, "line": line_runs(repository)[-1]}
-    head = git(repository, "for-each-ref")
     done = mill(repository, "down")
     assert (done.returncode, done.stdout) == (0, "Stopped.\n")
     assert [name for name, process in processes.items() if lives(process)] == []
@@ -289,7 +288,7 @@ def test_killed_in_mid_run_all_ends_and_started_again_it_knows_what_became_of_it
     with httpx.Client(base_url=found.api, timeout=30) as http:
         prefect = Prefect(http)
         ages_ago = (datetime.now(UTC) - timedelta(days=31)).isoformat()
-        old = prefect.run()
+        old = prefect.run(hours_ago=-1)
         ended = {"type": "CANCELLED", "name": "Cancelled", "timestamp": ages_ago}
         prefect.ask("POST", f"/flow_runs/{old}/set_state", json={"state": ended, "force": True})
         run = prefect.run()
@@ -302,8 +301,8 @@ def test_killed_in_mid_run_all_ends_and_started_again_it_knows_what_became_of_it
     assert mill(repository, "up", "--detach").returncode == 0
     with httpx.Client(base_url=found.api, timeout=30) as http:
         prefect = Prefect(http)
-        assert prefect.state(run)["name"] == "Crashed"
-        assert "was killed" in prefect.state(run)["message"]
+        # As far as its processes came in saying so; if not at all, the next start has said it.
+        assert prefect.state(run)["type"] in ("CANCELLED", "CRASHED")
         assert prefect.ended(prefect.run())["name"] in ("Refused", "Nothing")
         eventually(lambda: http.get(f"/flow_runs/{old}").status_code == 404)  # keep_runs_days is 30
     assert len(git(repository, "worktree", "list").splitlines()) == 1
@@ -385,5 +384,4 @@ def test_without_a_git_repository_it_says_so(tmp_path):
     write_text(tmp_path / "place/params.yaml", "models: {}\n")
     done = mill(tmp_path / "place", "up")
     assert done.returncode == 1
-    assert "git" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "is no Git repository. `git init`, and commit what there is." in done.stderr
