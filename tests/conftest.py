@@ -1,5 +1,6 @@
 """Small real things that several test files stand on. Whoever changes one in place copies it first."""
 
+import logging
 import os
 import shutil
 import socket
@@ -10,7 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import polars as pl
 import pytest
@@ -218,8 +219,20 @@ def served(prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
     monkeypatch.setenv("PREFECT_API_URL", prefect_api)
     monkeypatch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    _log_to(sys.stderr)
     with temporary_settings({PREFECT_API_URL: prefect_api}):
         yield prefect_api
+    _log_to(sys.__stderr__)
+
+
+def _log_to(stream: TextIO | None) -> None:
+    """Prefect's console keeps the stream of the test in which it was first needed, which is closed when that ends."""
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    loggers = [logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)]
+    for handler in {handler for logger in loggers for handler in logger.handlers}:
+        if isinstance(handler, PrefectConsoleHandler) and stream is not None:
+            handler.console.file = stream
 
 
 @pytest.fixture(scope="session")
