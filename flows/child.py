@@ -21,6 +21,8 @@ _TAIL_LINES = 40
 # does not listen is killed, and the group's leader with it.
 _GUARD = f"trap '' INT; read _; kill -INT 0; sleep {PATIENCE_SECONDS}; kill -KILL 0"
 
+_WATCHERS: list["subprocess.Popen[bytes]"] = []
+
 
 @contextlib.contextmanager
 def group() -> Iterator[int]:
@@ -31,6 +33,13 @@ def group() -> Iterator[int]:
     finally:
         guard.kill()
         guard.communicate()
+
+
+def end_with_this_process(process: int) -> None:
+    """Have a process terminated where this one ends without having done so."""
+    script = "trap '' INT TERM; read _; kill -TERM $0 2>/dev/null"
+    # Its own group, so that Ctrl-C leaves it at its post. It is kept, since the pipe closes with the last reference.
+    _WATCHERS.append(subprocess.Popen(["sh", "-c", script, str(process)], stdin=subprocess.PIPE, process_group=0))
 
 
 def path_of_commands() -> str:

@@ -155,16 +155,13 @@ class FlowRun:
     def _show_all(self, link: "Link") -> None:
         """Make a task run of each stage as it comes, until the run has ended."""
         over, threads = threading.Event(), []
-        watcher = contextvars.copy_context().run, (self._watch_for_cancelling, _flow_run(), link, over)
-        threading.Thread(target=watcher[0], args=watcher[1], daemon=True).start()
+        _thread(self._watch_for_cancelling, _flow_run(), link, over)
         try:
             while (shown := self._news.get()) is not None:
                 if not shown.results.empty():
                     self._show(shown)
                     continue
-                thread = threading.Thread(target=contextvars.copy_context().run, args=(self._show, shown), daemon=True)
-                thread.start()
-                threads.append(thread)
+                threads.append(_thread(self._show, shown))
             for thread in threads:
                 # One that was stopped between two attempts sleeps on.
                 thread.join(1 if self._ended.why_stopped else None)
@@ -250,6 +247,13 @@ class FlowRun:
                         self._stop("cancelled in Prefect")
                         return
                 over.wait(_POLL_SECONDS)
+
+
+def _thread(work: Callable[..., None], *arguments: Any) -> threading.Thread:
+    """A thread in the flow run and with the settings of this one."""
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(work, *arguments), daemon=True)
+    thread.start()
+    return thread
 
 
 def _flow_run() -> "UUID":

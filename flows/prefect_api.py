@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from flows.child import end_with_this_process
 from tasks.errors import MillError
 
 _ANSWER_SECONDS = 10
@@ -47,7 +48,6 @@ def on_server(api: str | None) -> Iterator[str]:
     """Settings under which Prefect's flows run on that server, without one on a temporary server; its API's URL."""
     # Prefect reads it when it is imported, and hands it to the server that it starts.
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    from prefect.client.orchestration import get_client
     from prefect.settings import (
         PREFECT_API_URL,
         PREFECT_CLIENT_MAX_RETRIES,
@@ -61,10 +61,18 @@ def on_server(api: str | None) -> Iterator[str]:
         **({PREFECT_API_URL: api} if api else {}),
     }
     with temporary_settings(settings):
-        if api is None:
-            with get_client(sync_client=True) as client:  # starts it
-                api = str(client.api_url)
-        yield api
+        yield api or _temporary_server()
+
+
+def _temporary_server() -> str:
+    """Have Prefect start a server that ends with this process, also where this is killed; its API's URL."""
+    from prefect.server.api.server import SubprocessASGIServer
+
+    server = SubprocessASGIServer()
+    server.start()
+    if server.server_process is not None:
+        end_with_this_process(server.server_process.pid)
+    return server.api_url
 
 
 def _may_be_in_settings() -> bool:

@@ -3,6 +3,7 @@
 import contextvars
 import shutil
 import socket
+import subprocess
 import threading
 from pathlib import Path
 
@@ -210,3 +211,35 @@ def test_a_stage_leaves_its_rows_its_metrics_and_links_to_its_reports_in_prefect
     assert '"low"' in metrics
     link = str(artifacts["one-clean-report"].data)
     assert f"file://{root}/reports/one/clean.json" in link
+
+
+@pytest.mark.slow  # Prefect makes its database first
+def test_without_any_server_the_stages_do_not_wait_for_a_temporary_one_and_it_ends_with_a_run_that_is_killed(
+    branches, tmp_path
+):
+    alone = {"PREFECT_API_URL": None, "PREFECT_HOME": str(tmp_path / "home")}
+    line = toy.in_a_process(branches, **alone)
+    out, _ = line.communicate(timeout=300)
+    assert out.strip() == "{'ran': ['clean@one', 'collect@one', 'deploy@one']}"
+    write_text(branches / "slow", "")
+    write_text(branches / "raw-one.txt", "new\n")
+    line = toy.in_a_process(branches, **alone)
+    toy.wait_until((branches / "pid").exists)
+    toy.wait_until(lambda: bool(servers_below(line.pid)))
+    (server,) = servers_below(line.pid)
+    toy.wait_until(lambda: guards_of(server))
+    line.kill()
+    line.communicate()
+    toy.wait_until(lambda: not toy.lives(server), seconds=30)
+
+
+def servers_below(process: int) -> list[str]:
+    listed = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(process)], capture_output=True, text=True, check=False
+    )
+    return [line.split()[0] for line in listed.stdout.splitlines() if "uvicorn" in line]
+
+
+def guards_of(server: str) -> bool:
+    listed = subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True, check=True)
+    return any(line.endswith(f"2>/dev/null {server}") for line in listed.stdout.splitlines())
