@@ -72,6 +72,10 @@ def forget(
         if purge_too and not yes:
             _ask()
         _list(home, plan, why)
+        if purge_too:
+            plan.erasure = remember(home, model, plan.erasure)
+            collect_again(home, model, objects)
+            check_needed(home, model, plan.erasure, objects)
         print(_mark(home, plan, why, purged=purge_too), flush=True)
         left = _purge(home, plan, objects, journal) if purge_too else []
     if told := publish(home):
@@ -160,9 +164,7 @@ def _mark(home: Path, plan: Plan, why: str, *, purged: bool) -> str:
 
 
 def _purge(home: Path, plan: Plan, objects: Objects, journal: "Journal | None") -> list[str]:
-    erasure = remember(home, plan.model, plan.erasure)
-    collect_again(home, plan.model, objects)
-    check_needed(home, plan.model, erasure, objects)
+    erasure = plan.erasure
     left = purge(home, plan.model, erasure, objects, journal)
     print(
         f"Purged: {counted(len(erasure.objects), 'object')}, {counted(len(erasure.files), 'file')}, "

@@ -103,7 +103,8 @@ class Plan:
         folders = sorted({Path(file).parent.as_posix() for file in found.files})
         places = " and ".join([CACHE, *(place.name for place in self.holders.objects.remotes)])
         lines = [
-            f"PURGE, which nothing brings back: collect runs again without them, here and on {LIVE}; then these go:",
+            "PURGE, which nothing brings back: collect runs again without them, here and, where there is one, on "
+            f"`{LIVE}`; then these go:",
             f"  {counted(len(found.objects), 'object')} out of {places}: every shard that holds one, with all its rows",
             f"  {counted(len(found.files), 'file')} of this checkout, in {named(folders) or 'no folder'}",
             f"  {counted(len(found.predictions), 'prediction')} of the journal that asked about the same",

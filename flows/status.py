@@ -147,8 +147,11 @@ def _amiss(plan: Planned, seen: Seen | None, now: datetime) -> Iterator[str]:
 
 
 def _of_branches(home: Path) -> list[str]:
-    """What keeps retraining from landing, or what it made from reaching others."""
-    needs: list[str] = []
+    """What keeps retraining from landing, or what it made from reaching others; and a purge that is not finished."""
+    needs = [
+        f"Some rows of {file.stem} are not purged yet: run `mill forget … --model {file.stem} --purge` again."
+        for file in sorted((home / ".mill" / "forget").glob("*.json"))
+    ]
     with _for_a_person(needs):
         check_live_is_free(home)
     with _for_a_person(needs):

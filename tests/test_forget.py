@@ -20,6 +20,8 @@ from flows.git import LIVE, GitError, git, tip
 from flows.locks import only_one
 from flows.marks import marks
 from flows.objects import Place
+from flows.pull import pull
+from flows.status import _of_branches
 from flows.trace import trace_row
 from flows.worktree import Busy
 from tasks.forgotten import read_forgotten
@@ -61,17 +63,23 @@ def ids_in(content: bytes) -> set[str]:
 
 
 def holders(world: World, id: str) -> list[str]:
-    """Every file of the repository and of its remote in which a row is, or its id, or its text in clear."""
-    text = world.text(id).encode()
+    """Every file of the repository and of its remote in which a row is, or its id, or its text in clear.
+
+    Not of Git's history, which has no rows of this world, and not of the source, which is not the repository's.
+    """
+    top = world.root.parent
+    return files_with(top, id, world.text(id), skip=(".git", "incoming"))
+
+
+def files_with(top: Path, id: str, text: str, skip: Iterable[str]) -> list[str]:
+    """Every file below a folder in which a row is, read by other code than that under test."""
     found = []
-    for top in (world.root, world.root.parent / "store"):
-        for file in sorted(top.rglob("*")):
-            parts = file.relative_to(world.root.parent).parts
-            if not file.is_file() or ".git" in parts or "incoming" in parts:
-                continue  # Git's history has no rows of this world; the source is not the repository's to change
+    for file in sorted(top.rglob("*")):
+        name = file.relative_to(top)
+        if file.is_file() and not set(skip) & set(name.parts):
             content = file.read_bytes()
-            if id in ids_in(content) or text in content or f'"{id}"'.encode() in content:
-                found.append(file.relative_to(world.root.parent).as_posix())
+            if id in ids_in(content) or text.encode() in content or f'"{id}"'.encode() in content:
+                found.append(name.as_posix())
     return found
 
 
@@ -177,26 +185,32 @@ def test_a_purged_row_is_in_no_cache_remote_file_page_or_journal_and_the_line_go
 
 def test_partitions_that_have_left_their_source_are_not_lost_here_on_live_or_in_a_clone(world, tmp_path):
     row = world.row("train", world.first)
-    git(world.root, "branch", LIVE)
+    git(world.root, "switch", "-q", "-c", LIVE)
+    third = pl.DataFrame({"id": ["later"], "text": ["it came on live alone"], "label": ["positive"]})
+    third.write_csv(world.root / "incoming/3.csv")
+    pull("films", world.root)
+    world.run("on live")
+    git(world.root, "switch", "-q", "main")
+    dvc(world.root, "checkout", "-q")
     shutil.rmtree(world.root / "incoming")
     assert go(world, row) == 0
     assert collected(world) == everything_but(world, [row])
     assert git(world.root, "status", "--short") == ""
-    for branch in ("main", LIVE):
+    for branch, more in (("main", []), (LIVE, ["later"])):
         clone = tmp_path / branch
         git(tmp_path, "clone", "-q", "-b", branch, str(world.root), str(clone))
         dvc(clone, "remote", "modify", "--local", "near", "url", str(world.root.parent / "store"))
         dvc(clone, "pull", "-q", "data/films/collect")
-        assert collected(world, clone) == everything_but(world, [row])
+        assert collected(world, clone) == [*everything_but(world, [row]), *more]
 
 
 STEPS = [
     (command, "_list", "before", "slow"),
     (command, "_list", "after", ""),
-    (command, "_mark", "after", "slow"),
     (command, "remember", "after", "slow"),
     (purge, "_collect_here", "after", ""),
     (command, "check_needed", "before", "slow"),
+    (command, "_mark", "after", "slow"),
     (purge, "_delete_files", "after", "slow"),
     (Place, "remove", "before", "slow"),
     (Place, "remove", "after", ""),
@@ -242,6 +256,7 @@ def test_while_a_version_in_use_shows_the_row_it_is_said_and_later_finished(worl
     row = golden["rows"][0]["id"]
     assert go(world, row) == 1
     assert "films@v1.1.0 is in use, and a row is among its golden rows" in capsys.readouterr().out
+    assert any("rows of films are not purged yet" in need for need in _of_branches(world.root))
     assert [path for path in holders(world, row) if "golden" not in path and "files/md5" not in path] == []
     assert registry.settle(world.root) == []
     world.run("the next version")
@@ -251,6 +266,7 @@ def test_while_a_version_in_use_shows_the_row_it_is_said_and_later_finished(worl
     registry.promote(world.root, version, why="asked for")
     assert go(world, row) == 0
     assert holders(world, row) == []
+    assert _of_branches(world.root) == []
 
 
 def test_the_gate_still_judges_against_a_champion_whose_rows_were_purged(world, tmp_path):

@@ -100,10 +100,9 @@ def _commit(root: Path) -> None:
     _git(root, "commit", "-qm", "all")
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Project:
-    """A clone whose model is cut down, each stage run once through DVC."""
-    root = _clone(tmp_path_factory.mktemp("clone") / "modelmill")
+def small_clone(root: Path) -> Path:
+    """A clone whose model is cut down."""
+    _clone(root)
     yaml = YAML()
     params = yaml.load(root / "params.yaml")
     model = params["models"]["reviews"]
@@ -116,6 +115,13 @@ def project(tmp_path_factory) -> Project:
     model["deploy"].update(floors={"accuracy": 0.1}, must_beat_baselines=False)
     yaml.dump(params, root / "params.yaml")
     _commit(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Project:
+    """A clone whose model is cut down, each stage run once through DVC."""
+    root = small_clone(tmp_path_factory.mktemp("clone") / "modelmill")
     project = Project(root, {})
     project.dvc("repro", "code")
     for stage in STAGES:
