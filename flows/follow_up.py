@@ -66,6 +66,7 @@ def follow_up(
     told = memory.told
     if _is_news(told, subject.version, since, num_labels, params.min_labels):
         payload = {
+            "told": " ".join([said, *sentences]),
             "version": subject.version,
             "window": last["number"],
             "columns": [test["name"] for test in last["tests"] if test["drifted"]],

@@ -7,7 +7,7 @@ enough new labels it starts the retrain, with too few it asks for labels and nam
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ class Looked:
     verdict: str  # ok, watch, alarm; waiting where no window of this version is full yet
     sentence: str
     advice: tuple[str, ...]  # what to do, and what was done
+    tests: Sequence[Mapping[str, Any]]  # of the last window
     num_windows: int  # judged in this look
     page: Path
 
@@ -94,11 +95,11 @@ def _as_flow(root: Path, model: str, look: Callable[[], Looked]) -> Looked:
     from prefect.states import Completed
 
     if FlowRunContext.get() is not None:
-        return look()
+        return _with_artifacts(model, look())
     found: list[Looked] = []
 
     def run() -> State[Any]:
-        found.append(look())
+        found.append(_with_artifacts(model, look()))
         return Completed(name=found[0].verdict.capitalize(), message=found[0].sentence)
 
     with temporary_settings({PREFECT_API_URL: api}):
@@ -106,6 +107,17 @@ def _as_flow(root: Path, model: str, look: Callable[[], Looked]) -> Looked:
     if not found:
         state.result()  # raises what stopped it
     return found[0]
+
+
+def _with_artifacts(model: str, looked: Looked) -> Looked:
+    """Leave in the flow run what the last window is like, and a link to the page."""
+    from prefect.artifacts import create_link_artifact, create_table_artifact
+
+    told = [{key: test[key] for key in ("name", "figure", "threshold", "size", "drifted")} for test in looked.tests]
+    if told:
+        create_table_artifact(told, key=f"{model}-monitor-drift", description=looked.sentence)
+    create_link_artifact(looked.page.resolve().as_uri(), link_text=str(looked.page), key=f"{model}-monitor-page")
+    return looked
 
 
 @dataclass
@@ -234,4 +246,5 @@ class _Look:
         followed = follow_up(*about, memory, subject, last, findings.num_labels, told)
         self.watched.write(replace(memory, server=findings.server, told=followed.told))
         page = write_page(*about, subject, told, history, waiting, findings, followed)
-        return Looked(last["verdict"] if last else WAITING, told, followed.sentences, num_windows, page)
+        tests = last["tests"] if last else ()
+        return Looked(last["verdict"] if last else WAITING, told, followed.sentences, tests, num_windows, page)
