@@ -23,6 +23,8 @@ DRIFT_EVENT = "modelmill.drift"
 # What the event's resource says of the labels that there are to learn from.
 LABELS, ENOUGH = "modelmill.labels", "enough"
 
+MONITOR = "monitor"
+
 _BLOCK = "modelmill-notify"
 # The states of a run that somebody has to look at.
 _BAD = ("Ask", "Crashed", "Failed", "TimedOut")
@@ -61,6 +63,7 @@ def automate(client: "SyncPrefectClient", notify: str | None, deployed: Sequence
     if notify and deployed:
         block = save_block(notify)
         wanted += [_on_failure(deployed, block), *(_on_silence(one, block) for one in deployed)]
+        wanted += [_on_drift_seen(one, block) for one in deployed if one.flow == MONITOR]
     wanted = [automation.model_copy(update={"tags": tags}) for automation in wanted]
     found = {one.name: one for one in client.read_automations() if set(tags) <= set(one.tags)}
     for automation in wanted:
@@ -108,6 +111,20 @@ def _on_drift(one: Deployed) -> "AutomationCore":
                 deployment_id=one.id,
                 parameters={"model": one.model, "why": DRIFT, "because": "{{ event.payload.sentence }}"},
             )
+        ],
+    )
+
+
+def _on_drift_seen(one: Deployed, block: UUID) -> "AutomationCore":
+    from prefect.events.actions import SendNotification
+    from prefect.events.schemas.automations import AutomationCore, EventTrigger
+
+    return AutomationCore(
+        name=f"{one.name}: drift",
+        description="flows.notify of params.yaml says who is told, once for each drift.",
+        trigger=EventTrigger(expect={DRIFT_EVENT}, match={"prefect.resource.id": resource_of(one.model)}),
+        actions=[
+            SendNotification(block_document_id=block, subject=f"{one.model}: drift", body="{{ event.payload.told }}")
         ],
     )
 

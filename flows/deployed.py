@@ -1,4 +1,4 @@
-"""The flows that run by themselves, as Prefect's deployments name them: flows.deployed.retrain.
+"""The flows that run by themselves, as Prefect's deployments name them: flows.deployed.retrain, flows.deployed.monitor.
 
 Each run is a process of its own in the repository, so it runs the code that is there by then.
 """
@@ -44,6 +44,22 @@ def retrain(model: str, why: str = "schedule", because: str = "") -> State[Any]:
     if result.verdict == "failed":
         return Failed(message=result.sentence)
     return Completed(name=result.verdict.capitalize(), message=result.sentence)
+
+
+@flow(name="monitor", flow_run_name="monitor-{model}", log_prints=True)
+def monitor(model: str) -> State[Any]:
+    """Look at a model once, and end in a state that is named by the verdict."""
+    from flows.monitor import monitor as look
+
+    try:
+        if caught_up := _caught_up():
+            return caught_up
+        looked = look(Path(), model)
+    except Busy as error:
+        return Completed(name="Busy", message=str(error))
+    except MillError as error:
+        return Failed(message=str(error))
+    return Completed(name=looked.verdict.capitalize(), message=looked.sentence)
 
 
 def _caught_up() -> State[Any] | None:

@@ -50,7 +50,7 @@ def emit_drift(
             "prefect.resource.name": model,
             LABELS: ENOUGH if enough_labels else "wanted",
         },
-        "payload": {**(payload or {}), "model": model, "sentence": sentence},
+        "payload": {"told": sentence, **(payload or {}), "model": model, "sentence": sentence},
     }
     try:
         # Sent and answered, where Prefect's own emit_event hands it to a thread that may lose it in silence.
