@@ -162,7 +162,7 @@ def _comparison(case: Case, champion: Contestant, rows: pl.DataFrame) -> Compari
         sides = []
         for one in (case.challenger, champion):
             outputs = one.runtime.outputs(_tidied_for(one, case, rows), _BATCH, advance)
-            answers = problem.answer(outputs, one.runtime.signature, one.runtime.calibration)
+            answers = one.runtime.problem.answer(outputs, one.runtime.signature, one.runtime.calibration)
             sides.append(Side(answers, one.runtime.signature))
     return comparison_of(rows, sides[0], sides[1], problem, setting)
 

@@ -106,19 +106,20 @@ def decide(
         way = "superior"
     elif p_margin <= level and improved and not is_refused:
         way = "margin"
+    p_worse = evidence.p_below(0.0)
     if way is not None:
         # Better on the whole and worse in a part is for somebody to weigh.
         verdict: Verdict = "ask" if any(part.worse for part in judged) else "promote"
     else:
-        # With a margin that can be shown, what improves might have been enough.
-        verdict = "ask" if is_refused and improved else "keep"
+        # With a margin that can be shown, what improves might have been enough; not where it is known to be worse.
+        verdict = "ask" if is_refused and improved and p_worse > level else "keep"
     return Decision(
         verdict=verdict,
         way=way,
         level=level,
         p_margin=p_margin,
         p_better=p_better,
-        p_worse=evidence.p_below(0.0),
+        p_worse=p_worse,
         smallest_gain=evidence.smallest_gain(level, rules.power),
         smallest_margin=smallest_margin,
         margin_is_refused=is_refused,

@@ -11,7 +11,7 @@ from tasks.pages import axis_over, figure, p_value, render, with_sign, words
 
 VERDICTS = {"promote": "Promote", "keep": "Keep the champion", "ask": "Ask a person"}
 
-_WIDTH, _HEIGHT, _SIDE = 640, 118, 16
+_WIDTH, _HEIGHT, _SIDE, _ABOVE = 640, 118, 16, 10
 _BAR_WIDTH, _BAR_HEIGHT = 160, 18
 
 
@@ -27,7 +27,7 @@ def gate_page(
         report=report,
         measured=measured,
         rules=rules,
-        changed=changed,
+        changed={"improved": [], "worsened": [], **changed},
         verdict=VERDICTS[report["verdict"]],
         difference_chart=difference_chart,
         difference_bar=difference_bar,
@@ -78,7 +78,7 @@ def difference_chart(difference: Mapping[str, float], margin: float, smallest_ga
     )
     dot = x(difference["value"])
     return Markup(
-        '<svg class="difference" viewBox="0 0 {w} {h}" role="img" aria-label="{spoken}">'
+        '<svg class="difference" viewBox="0 -{above} {w} {h}" role="img" aria-label="{spoken}">'
         '<rect class="beyond" x="0" y="36" width="{edge}" height="56"/>{marks}'
         '<line class="track" x1="0" x2="{w}" y1="64" y2="64"/>'
         '<line class="band" x1="{low}" x2="{high}" y1="64" y2="64"/><circle class="dot" cx="{dot}" cy="64" r="6"/>'
@@ -86,7 +86,8 @@ def difference_chart(difference: Mapping[str, float], margin: float, smallest_ga
         '<text x="0" y="110">← worse</text><text x="{w}" y="110" class="end">better →</text></svg>'
     ).format(
         w=_WIDTH,
-        h=_HEIGHT,
+        h=_HEIGHT + _ABOVE,
+        above=_ABOVE,
         spoken=f"{figure(difference['value'])}, interval {figure(difference['low'])} to {figure(difference['high'])}",
         edge=max(x(-margin), 0),
         marks=marks,

@@ -85,6 +85,7 @@ def test_a_margin_that_the_rows_cannot_show_is_refused_with_the_rows_that_it_tak
     # It closes one way only, and where nothing improves it would not have been open.
     assert decide(BETTER, {}, [], rules(margin=0.01), LEVEL).verdict == "promote"
     assert decide(EQUAL, {}, [], rules(margin=0.01), LEVEL).verdict == "keep"
+    assert decide(WORSE, {}, ["size"], rules(margin=0.01), LEVEL).verdict == "keep"
 
 
 def test_superiority_is_claimed_only_where_the_margin_is_held():
