@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from flows import gating
 from flows.child import mill
-from flows.gating import check_gate
 from flows.git import LIVE, attempt, check_live_is_free, check_repository, git, main_branch, tip
 from flows.inputs import digest, inputs_of
 from flows.landing import PROMOTE, finish, land
@@ -85,7 +85,7 @@ def _retrain(home: Path, model: str, *, force: bool, why: str, lock: int) -> Ret
         code, said = mill(tree.folder, ["pull", model], env={}, keep=(lock, tree.lock), say=print)
         if code:
             return RetrainResult("failed", f"{model}: the source could not be looked at. {_last(said)}")
-        check_gate(model, tree.folder / "params.yaml")
+        gating.check_gate(model, tree.folder / "params.yaml")
         known = digest(inputs_of(tree.folder, model), _release_of(champion(home, model)))
         if not force and (nothing := _nothing_new(home, model, known)):
             return RetrainResult("nothing", nothing)
@@ -210,7 +210,7 @@ def _nothing_made(run: _Run, release: Release, now: Version | None) -> str | Non
 def _judge(run: _Run, release: Release) -> Mapping[str, Any]:
     """The gate's decision; a release that its own floors refuse does not get there, and uses no test set."""
     if release.accepted:
-        return gate_release(run.home, run.tree.folder, run.model)
+        return gating.gate_release(run.home, run.tree.folder, run.model)
     sentence = f"{release.version} was refused: {' '.join(release.reasons)}"
     return {"verdict": KEEP, "sentence": sentence, "alpha_spent": 0.0, "test_set": None}
 
