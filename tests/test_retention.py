@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from flows.publish import owe
 from flows.registry import champion, decisions, fetch, promote, record_decision
 from flows.retention import gc
 from flows.store import current, put_in_use
+from flows.tags import find
 from flows.unused import RetentionError
 from flows.worktree import Busy
 from tasks.release import read_release
@@ -47,14 +49,25 @@ def contents(root: Path) -> dict[str, bytes]:
     return {str(file): file.read_bytes() for file in files}
 
 
-@pytest.fixture
-def many(history: History) -> History:
-    """Six versions, of which v1.2.0 was the champion before v1.1.0, in use again; all objects are old."""
+def copied(history: History, folder: Path) -> History:
+    return replace(history, root=Path(shutil.copytree(history.root, folder / "repository", symlinks=True)))
+
+
+@pytest.fixture(scope="module")
+def many_made(made: History, tmp_path_factory: pytest.TempPathFactory) -> History:
+    history = copied(made, tmp_path_factory.mktemp("many"))
     versions = [history.version(1), history.version(2), *(history.another(number) for number in range(4, 8))]
     for number in (0, 2, 1):
         promote(history.root, versions[number], why="")
-    grow_old(history.root)
     keep(history.root, keep_versions=1)
+    return history
+
+
+@pytest.fixture
+def many(many_made: History, tmp_path: Path) -> History:
+    """Six versions, of which v1.2.0 was the champion before v1.1.0, in use again; all objects are old."""
+    history = copied(many_made, tmp_path)
+    grow_old(history.root)
     return history
 
 
@@ -84,7 +97,7 @@ def test_the_champion_the_one_before_it_and_the_newest_others_stay_and_the_rest_
 
 
 def champion_before_release(history: History) -> str:
-    return read_release(history.root.parent / "another-4").version
+    return find(history.root, "films@v1.2.0")[0].facts["release"]
 
 
 def test_a_dry_run_says_the_same_and_changes_nothing(many):
@@ -118,9 +131,9 @@ def test_what_a_person_has_anywhere_stays(many, tmp_path):
     assert (stashed / "stashed.bin").read_text() == "stashed"
 
 
-@pytest.fixture
-def refused(history: History) -> History:
-    """A challenger that was decided against, on a branch of its own that is on no other."""
+@pytest.fixture(scope="module")
+def refused_made(made: History, tmp_path_factory: pytest.TempPathFactory) -> History:
+    history = copied(made, tmp_path_factory.mktemp("refused"))
     root = history.root
     promote(root, history.version(1), why="")
     git(root, "branch", "retrain/films/20260101T000000Z")
@@ -130,7 +143,16 @@ def refused(history: History) -> History:
     dvc(root, "checkout", "-q")
     said = {"model": "films", "verdict": "keep", "sentence": "Worse.", "challenger": "sha-0", "champion": None}
     record_decision(root, commit, said)
-    grow_old(root)
+    history.version(2)
+    history.another(4)
+    return history
+
+
+@pytest.fixture
+def refused(refused_made: History, tmp_path: Path) -> History:
+    """A challenger that was decided against, on a branch of its own that is on no other; all objects are old."""
+    history = copied(refused_made, tmp_path)
+    grow_old(history.root)
     return history
 
 
@@ -247,9 +269,6 @@ def test_killed_at_any_moment_everything_that_is_named_is_whole_and_the_next_one
 
     root, later = refused.root, datetime.now(UTC) + timedelta(days=91)
     keep(root, keep_versions=1)
-    refused.version(2)
-    refused.another(4)
-    grow_old(root)
     left = [num_steps]
 
     def step(real):
