@@ -165,7 +165,7 @@ def _mark(home: Path, plan: Plan, why: str, *, purged: bool) -> str:
 
 def _purge(home: Path, plan: Plan, objects: Objects, journal: "Journal | None") -> list[str]:
     erasure = plan.erasure
-    left = purge(home, plan.model, erasure, objects, journal)
+    left = purge(home, plan.model, erasure, plan.holders.wanted, objects, journal)
     print(
         f"Purged: {counted(len(erasure.objects), 'object')}, {counted(len(erasure.files), 'file')}, "
         f"{counted(len(erasure.predictions), 'prediction')}."

@@ -9,7 +9,7 @@ import polars as pl
 
 from flows.erasure import Erasure, Holders
 from flows.git import LIVE
-from flows.lineage import FATES, Found, OfCommit, OfTree, Wanted, find, ids_in, outputs_at
+from flows.lineage import FATES, Found, OfCommit, OfTree, Wanted, find, ids_in, known_fates, outputs_at
 from flows.objects import CACHE, Objects
 from flows.registry import champion, versions
 from tasks.columns import separator_of
@@ -147,7 +147,7 @@ def look(
         outputs = outputs_at(home, version.commit, model)
         state = tuple(sorted(outputs.items()))
         if state not in looked_at:
-            looked_at[state] = find(OfCommit(objects, outputs), model, wanted)
+            looked_at[state] = find(OfCommit(objects, outputs, known_fates(home, model)), model, wanted)
         plan.states[version.tag] = looked_at[state]
         if looked_at[state].rows:
             plan.outputs |= {outputs[path] for path in held_in if path in outputs}

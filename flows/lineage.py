@@ -5,7 +5,7 @@ working tree has is read as it stands.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -19,6 +19,7 @@ from tasks.clean import DROPPED
 from tasks.ids import Separator, keys_and_numbers
 from tasks.paths import Paths
 from tasks.release import GOLDEN
+from tasks.shards import write_parquet
 
 # What may become of a row in a state of the data, the furthest that it came first.
 FATES = ("train", "validation", "test", "dropped", "quarantined", "collected")
@@ -75,18 +76,28 @@ class Found:
 
 
 class OfCommit:
-    """What a commit's dvc.lock names."""
+    """What a commit's dvc.lock names.
 
-    def __init__(self, objects: Objects, outputs: Mapping[str, str]) -> None:
+    Of objects that were purged, with `known`, the ids and fates that `keep_fates` has left there of the other rows.
+    """
+
+    def __init__(self, objects: Objects, outputs: Mapping[str, str], known: Path | None = None) -> None:
         self._objects = objects
         self._outputs = outputs
+        self._known = known
 
     def files(self, path: str) -> Mapping[str, Opener | None] | None:
         oid = self._outputs.get(path)
         if oid is None:
             return {}
         listed = self._objects.files(oid)
-        return None if listed is None else {name: self._objects.opener(one) for name, one in listed.items()}
+        return None if listed is None else {name: self._opener(one) for name, one in listed.items()}
+
+    def _opener(self, oid: str) -> Opener | None:
+        found = self._objects.opener(oid)
+        if found is None and self._known is not None and (self._known / f"{oid}.parquet").exists():
+            return _opener(self._known / f"{oid}.parquet")
+        return found
 
 
 class OfTree:
@@ -99,6 +110,32 @@ class OfTree:
         folder = self._root / path
         found = (file for file in sorted(folder.rglob("*")) if file.is_file())
         return {file.relative_to(folder).as_posix(): _opener(file) for file in found}
+
+
+def known_fates(home: Path, model: str) -> Path:
+    """Where the ids and fates of rows are kept whose objects were purged because of others in them."""
+    return home / ".mill" / "lineage" / model
+
+
+def keep_fates(folder: Path, objects: Objects, oids: Iterable[str], wanted: Wanted) -> None:
+    """Before objects with the wanted rows go: write down what became of all the others in them."""
+    for oid in sorted(oids):
+        opener = objects.opener(oid)
+        if opener is None or (folder / f"{oid}.parquet").exists():
+            continue
+        with opener() as file:
+            rows = rows_of(file, "") if file.read(len(_PARQUET)) == _PARQUET else None
+        if rows is not None:
+            write_parquet(folder / f"{oid}.parquet", without(rows, wanted))
+
+
+def without(rows: pl.DataFrame, wanted: Wanted) -> pl.DataFrame:
+    """Ids and fates without the wanted rows, also where they are named as what another was a copy of."""
+    rows = rows.filter(~wanted.among(rows["id"]))
+    if "reason" not in rows.columns:
+        return rows
+    bare = pl.when(wanted.named_in(rows["reason"])).then(pl.col("reason").str.extract("^([a-z_]+)"))
+    return rows.with_columns(reason=bare.otherwise("reason"))
 
 
 def outputs_at(root: Path, commit: str, model: str) -> dict[str, str]:
@@ -186,6 +223,7 @@ def rows_of(file: IO[bytes], name: str) -> pl.DataFrame | None:
     if Path(name).name == GOLDEN:
         rows = json.loads(file.read())["rows"]
         return pl.DataFrame({"id": [str(row["id"]) for row in rows]}, schema={"id": pl.String})
+    file.seek(0)
     start = file.read(len(_ARROW))
     file.seek(0)
     table = _parquet(file) if start.startswith(_PARQUET) else _arrow(file) if start == _ARROW else None

@@ -17,11 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import polars as pl
+
 from flows.child import path_of_commands
 from flows.erasure import Erasure
 from flows.git import LIVE, attempt, git, main_branch, tip
 from flows.landing import put_on_live
-from flows.lineage import outputs_at, outputs_in
+from flows.lineage import Wanted, keep_fates, known_fates, outputs_at, outputs_in, without
 from flows.merge import LOCK, merge_by_model
 from flows.objects import Objects, StoreAway
 from flows.publish import owe
@@ -30,7 +32,7 @@ from flows.worktree import check_out_data, worktree
 from tasks.errors import MillError
 from tasks.paths import Paths
 from tasks.release import GOLDEN
-from tasks.shards import read_json, write_json
+from tasks.shards import read_json, write_json, write_parquet
 
 if TYPE_CHECKING:
     from tasks.journal import Journal
@@ -80,12 +82,15 @@ def check_needed(home: Path, model: str, erasure: Erasure, objects: Objects) -> 
             )
 
 
-def purge(home: Path, model: str, erasure: Erasure, objects: Objects, journal: "Journal | None") -> list[str]:
+def purge(
+    home: Path, model: str, erasure: Erasure, wanted: Wanted, objects: Objects, journal: "Journal | None"
+) -> list[str]:
     """Delete what was found, and give a sentence for each thing that could not be. What is gone already, is gone."""
     left: list[str] = []
     if journal is not None:
         journal.forget(sorted(erasure.predictions))
-    kept = set(_delete_files(home, model, erasure, left))
+    keep_fates(known_fates(home, model), objects, erasure.objects, wanted)
+    kept = set(_delete_files(home, model, erasure, wanted, left))
     with objects.locked():
         for place in objects.remotes:
             try:
@@ -165,7 +170,7 @@ def _dvc(folder: Path, *arguments: str) -> None:
         )
 
 
-def _delete_files(home: Path, model: str, erasure: Erasure, left: list[str]) -> Iterator[str]:
+def _delete_files(home: Path, model: str, erasure: Erasure, wanted: Wanted, left: list[str]) -> Iterator[str]:
     """Delete files, releases whole; give the objects that have to stay because a version in use needs them."""
     with changing(home):
         entry = read_live(home).get(model, {})
@@ -179,6 +184,9 @@ def _delete_files(home: Path, model: str, erasure: Erasure, left: list[str]) -> 
                     "and run this again."
                 )
                 yield _md5_of(file)
+            elif file.parent == known_fates(home, model):
+                if file.exists():
+                    write_parquet(file, without(pl.read_parquet(file), wanted))
             elif file.name == GOLDEN:
                 shutil.rmtree(file.parent, ignore_errors=True)  # without it the release would be damaged
             else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.lineage import Found, OfCommit, OfTree, Wanted, find, ids_in, outputs_at
+from flows.lineage import Found, OfCommit, OfTree, Wanted, find, ids_in, known_fates, outputs_at
 from flows.marks import forgettings, marks, seen_by
 from flows.objects import Objects, objects_of
 from flows.params import load_flows
@@ -166,7 +166,7 @@ def _history(root: Path, home: Path, objects: Objects, model: str, row_id: str) 
         outputs = outputs_at(home, version.commit, model)
         key = tuple(outputs.get(path.as_posix(), "") for path in _folders(model))
         if key not in looked_at:
-            looked_at[key] = find(OfCommit(objects, outputs), model, wanted)
+            looked_at[key] = find(OfCommit(objects, outputs, known_fates(home, model)), model, wanted)
         found = looked_at[key]
         told = next((seen_by(tag, version.tag)[entry] for tag in tags if entry in seen_by(tag, version.tag)), None)
         why_not = marked[version.tag].sentence if version.tag in marked else "its data is not to be had here"

@@ -137,6 +137,21 @@ def _release(world: World) -> Any:
     return read_release(world.root / "models/films/release")
 
 
+def test_what_is_purged_takes_no_knowledge_of_the_other_rows_with_it(world, capsys):
+    first, second, other = (world.row(split, world.first) for split in ("train", "test", "validation"))
+    go(world, first)
+    assert go(world, second) == 0  # its shards went with the first
+    assert holders(world, first) == holders(world, second) == []
+    assert list(facts_of(world.root, "forgotten/films/2")["seen"].values()) == [
+        {"films@v1.0.0": "test", "films@v1.1.0": "test"}
+    ]
+    capsys.readouterr()
+    trace_row(world.root, other)
+    assert "2 versions were chosen by it: films@v1.0.0, films@v1.1.0" in capsys.readouterr().out
+    trace_row(world.root, first)
+    assert "2 versions learned from it: films@v1.0.0, films@v1.1.0" in capsys.readouterr().out
+
+
 def test_said_twice_it_is_done_once(world):
     row = world.row("train", world.first)
     go(world, row, purge_too=False)
