@@ -64,7 +64,7 @@ def follow_up(
             f"mill feedback {model} {watched.wanted}"
         )
     told = memory.told
-    if _is_news(told, subject.version, since, num_labels, params.min_labels):
+    if is_news(told, subject.version, since, num_labels, params.min_labels):
         payload = {
             "told": " ".join([said, *sentences]),
             "version": subject.version,
@@ -85,7 +85,7 @@ def follow_up(
     return Followed(tuple(sentences), told, None if enough else watched.wanted, num_wanted)
 
 
-def _is_news(told: Mapping[str, Any] | None, version: str, since: int, num_labels: int, needed: int) -> bool:
+def is_news(told: Mapping[str, Any] | None, version: str, since: int, num_labels: int, needed: int) -> bool:
     """Whether this alarm is another than the one that was told, or has come to have enough labels since."""
     if told is None or told["version"] != version or told["since"] != since:
         return True

@@ -1,0 +1,147 @@
+"""The monitor and Prefect: what a run leaves there, when drift starts a retrain, and who is told."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.automations import Deployed
+from flows.events import emit_drift
+from flows.follow_up import follow_up
+from flows.git import git
+from flows.monitor import monitor
+from flows.monitored import Memory, Progress, Watched
+from flows.params import load_flows
+from flows.schedule import register
+from tests.conftest import Line
+from tests.scheduled import RETRAIN
+from tests.test_schedule import Inbox, applied, eventually, inbox, runs_of  # noqa: F401
+from tests.watched import MODEL, WINDOW, World, make_world
+
+# Of Apprise, where it loads all that it knows.
+pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
+
+ODD = [f"UNBELIEVABLE!!! {number} × {number + 7} ÷ 3 = ??? #WOW ψω €{number}00" for number in range(200)]
+
+
+@pytest.fixture
+def client(served: str) -> Iterator[Any]:
+    """A server without deployments or automations at the start."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as found:
+        for automation in found.read_automations():
+            found.delete_automation(automation.id)
+        for deployment in found.read_deployments():
+            found.delete_deployment(deployment.id)
+        yield found
+
+
+@pytest.fixture
+def world(released: Line, tmp_path: Path) -> World:
+    """In a repository, with a retrain that has a schedule as well."""
+    made = make_world(tmp_path / "root", released, min_labels=2)
+    params = json.loads((made.root / "params.yaml").read_text())
+    params["flows"]["models"][MODEL]["retrain"] = RETRAIN
+    (made.root / "params.yaml").write_text(json.dumps(params))
+    git(made.root, "init", "-q", "-b", "main")
+    git(made.root, "config", "user.name", "t")
+    git(made.root, "config", "user.email", "t@localhost")
+    git(made.root, "commit", "-q", "--allow-empty", "-m", "all")
+    return made
+
+
+def registered(world: World) -> dict[str, Deployed]:
+    return {one.flow: one for one in register(world.root, load_flows(world.root / "params.yaml"), applied)}
+
+
+def events(client: Any) -> list[dict[str, Any]]:
+    found = client.request("POST", "/events/filter", json={"filter": {"event": {"name": ["modelmill.drift"]}}}).json()
+    return sorted(found["events"], key=lambda event: str(event["occurred"]))
+
+
+def test_the_monitor_has_a_deployment_by_its_cron_line(world, client):
+    found = registered(world)
+    assert set(found) == {"retrain", "monitor"}
+    assert client.read_deployment(found["monitor"].id).schedules[0].schedule.cron == "*/15 * * * *"
+    assert [one.name for one in client.read_automations()] == [f"retrain/{MODEL}: drift"]
+
+
+def test_drift_asks_for_labels_once_and_with_enough_of_them_it_starts_the_retrain(world, client):
+    deployed = registered(world)
+    before = len(events(client))
+    ids = world.ask(ODD[: 2 * WINDOW])
+    looked = monitor(world.root, MODEL, say=lambda _: None)
+    assert looked.verdict == "alarm"
+    told = eventually(lambda: events(client)[before:])
+    assert told[0]["resource"]["modelmill.labels"] == "wanted"
+    assert told[0]["payload"]["columns"]
+    assert len(told[0]["payload"]["examples"]) == 10
+    assert "0 of 2 labels" in told[0]["payload"]["told"]
+    monitor(world.root, MODEL, say=lambda _: None)
+    assert len(events(client)[before:]) == 1, "an alarm that stands is told once"
+    assert runs_of(client, deployed["retrain"]) == []
+    world.label(dict.fromkeys(ids[:2], "negative"))
+    looked = monitor(world.root, MODEL, say=lambda _: None)
+    assert any("a retrain was asked for" in line for line in looked.advice)
+    [run] = eventually(lambda: runs_of(client, deployed["retrain"]))
+    assert run.parameters["why"] == "drift"
+    assert "drift in 2 windows in a row" in run.parameters["because"]
+    monitor(world.root, MODEL, say=lambda _: None)
+    assert len(events(client)[before:]) == 2
+    runs = [run for run in client.read_flow_runs() if run.name == f"monitor-{MODEL}"]
+    assert {run.state.name for run in runs} == {"Alarm"}
+    keys = {artifact.key for artifact in client.read_artifacts()}
+    assert {f"{MODEL}-monitor-drift", f"{MODEL}-monitor-page"} <= keys
+
+
+def test_a_drift_is_told_to_people_whatever_labels_there_are(world, client, inbox, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("MILL_TEST_NOTIFY", inbox.url)
+    params = json.loads((world.root / "params.yaml").read_text())
+    params["flows"]["notify"] = "$MILL_TEST_NOTIFY"
+    (world.root / "params.yaml").write_text(json.dumps(params))
+    deployed = registered(world)
+    told = {"told": "The words are others. 0 of 2 labels stand."}
+    emit_drift(world.root, MODEL, "The words are others.", told, enough_labels=False)
+    [message] = eventually(lambda: inbox.messages)
+    assert (message["title"], message["message"]) == (f"{MODEL}: drift", told["told"])
+    assert runs_of(client, deployed["retrain"]) == []
+
+
+def test_an_alarm_that_nobody_heard_is_told_at_the_next_look(world, client, monkeypatch):
+    world.ask(ODD[: 2 * WINDOW])
+    with monkeypatch.context() as away:
+        away.setenv("PREFECT_API_URL", "")
+        looked = monitor(world.root, MODEL, say=lambda _: None)
+    assert any("nobody hears of it" in line for line in looked.advice)
+    before = len(events(client))
+    looked = monitor(world.root, MODEL, say=lambda _: None)
+    assert not any("nobody hears" in line for line in looked.advice)
+    assert eventually(lambda: events(client)[before:])
+
+
+@pytest.mark.parametrize(
+    ("told", "num_labels", "is_told"),
+    [
+        (None, 0, True),
+        ({"version": "v", "since": 7, "enough": False, "labels": 0}, 5, False),
+        ({"version": "v", "since": 7, "enough": False, "labels": 0}, 10, True),
+        ({"version": "v", "since": 7, "enough": True, "labels": 10}, 19, False),
+        ({"version": "v", "since": 7, "enough": True, "labels": 10}, 20, True),
+        ({"version": "v", "since": 1, "enough": False, "labels": 0}, 0, True),
+        ({"version": "u", "since": 7, "enough": True, "labels": 10}, 0, True),
+    ],
+)
+def test_an_alarm_is_told_again_where_it_is_another_or_enough_labels_have_come(told, num_labels, is_told):
+    from flows.follow_up import is_news
+
+    assert is_news(told, "v", 7, num_labels, 10) == is_told
+
+
+def test_without_an_alarm_nothing_follows(tmp_path):
+    watched = Watched(tmp_path, MODEL)
+    memory = Memory(versions={"v": Progress()})
+    nothing = follow_up(tmp_path, MODEL, None, watched, None, memory, None, {"verdict": "watch"}, 0, "")  # type: ignore[arg-type]
+    assert nothing.sentences == ()
