@@ -89,9 +89,10 @@ def _settle(paths: Paths) -> tuple[int, str]:
         return DONE, f"{paths.model} {release.version} is accepted: {headline}."
     if release.accepted:
         used = put_in_use(paths.model)
-        if used.version == release.version:
+        if used is not None and used.version == release.version:
             return DONE, f"{paths.model} {release.version} is accepted and in use: {headline}."
-        return DONE, f"{paths.model} {release.version} is accepted: {headline}. The champion stays: {used.version}."
+        stays = used.version if used else f"`mill promote {paths.model} --why '…'` brings it to this machine"
+        return DONE, f"{paths.model} {release.version} is accepted: {headline}. The champion stays: {stays}."
     reasons = "\n".join(f"  {reason}" for reason in release.reasons)
     return REFUSED, f"{paths.model} {release.version} is refused: {headline}.\n{reasons}\n{_in_use(paths)}"
 

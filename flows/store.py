@@ -26,16 +26,15 @@ def version_folder(root: Path, model: str, version: str) -> Path:
     return root / ".mill" / "versions" / model / version
 
 
-def put_in_use(model: str, root: Path = Path()) -> Release:
+def put_in_use(model: str, root: Path = Path()) -> Release | None:
     """Put the workspace's accepted release in use, unless the model has a champion; give the one that is in use now.
 
-    What a promotion has put in use only a promotion replaces: until then the champion's release is given, or the
-    workspace's where the champion's files are not on this machine. Raises ReleaseError where the workspace's release is
-    refused, is damaged, or computes something else on this machine.
+    What was promoted only a promotion replaces; None where it is not on this machine yet. Raises ReleaseError where the
+    workspace's release is refused, is damaged, or computes something else on this machine.
     """
     release = open_release(Paths(model, root).release)
     if standing(root, model):
-        return current(model, root) or release
+        return current(model, root)
     with changing(root):
         held = hold(model, release.version, root, lambda folder: _copy(release, folder), str(release.folder))
         set_live(model, held, root)

@@ -168,7 +168,7 @@ def test_a_workspace_release_does_not_take_the_champions_place(history):
     assert release.version == history.releases[0]
     assert "In use is films@v1.0.0, until another version is promoted: `mill retrain films`" in note
     live_file(root).unlink()
-    put_in_use("films", root)
+    assert put_in_use("films", root) is None  # as in a fresh clone
     assert not live_file(root).exists()
 
 
