@@ -53,7 +53,8 @@ def _follow(home: Path, model: str) -> str | None:
 
 def _newest(home: Path, model: str) -> Mapping[str, Any] | None:
     now = champion(home, model)
-    for decision in reversed(decisions(home, model)):
+    made: list[Mapping[str, Any]] = decisions(home, model)
+    for decision in reversed(made):
         if decision["verdict"] == PROMOTE or (now is not None and decision["challenger"] == now.release):
             return None
         if told_at(home, decision["commit"], model).get("verdict") == ACCEPTED:
