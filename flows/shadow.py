@@ -58,7 +58,7 @@ def _newest(home: Path, model: str) -> Mapping[str, Any] | None:
         if decision["verdict"] == PROMOTE or (now is not None and decision["challenger"] == now.release):
             return None
         if told_at(home, decision["commit"], model).get("verdict") == ACCEPTED:
-            return decision
+            return dict(decision)
     return None
 
 
