@@ -179,7 +179,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 @pytest.fixture(scope="session")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Prefect server of the tests' own."""
     home = tmp_path_factory.mktemp("prefect")
     with socket.socket() as free:
@@ -210,6 +210,19 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         APILogWorker.drain_all(10)
     server.terminate()
     server.wait(30)
+
+
+@pytest.fixture
+def prefect_api(prefect_server: str) -> str:
+    """The tests' own Prefect server, without what earlier tests had it run by itself."""
+    from prefect.client.orchestration import SyncPrefectClient
+
+    with SyncPrefectClient(prefect_server) as client:
+        for automation in client.read_automations():
+            client.delete_automation(automation.id)
+        for deployment in client.read_deployments():
+            client.delete_deployment(deployment.id)
+    return prefect_server
 
 
 @pytest.fixture

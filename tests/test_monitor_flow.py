@@ -28,14 +28,9 @@ ODD = [f"UNBELIEVABLE!!! {number} × {number + 7} ÷ 3 = ??? #WOW ψω €{numbe
 
 @pytest.fixture
 def client(served: str) -> Iterator[Any]:
-    """A server without deployments or automations at the start."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as found:
-        for automation in found.read_automations():
-            found.delete_automation(automation.id)
-        for deployment in found.read_deployments():
-            found.delete_deployment(deployment.id)
         yield found
 
 

@@ -50,14 +50,9 @@ def repository(made: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def client(served: str) -> Iterator[Any]:
-    """A server without deployments or automations at the start."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as found:
-        for automation in found.read_automations():
-            found.delete_automation(automation.id)
-        for deployment in found.read_deployments():
-            found.delete_deployment(deployment.id)
         yield found
 
 
