@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help install run test test-slow check bench lock clean
+.PHONY: help install run demo test test-slow check bench lock clean
 
 help:            ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 
 run: install     ## run the line for every model, and show what it made
 	mill run
+
+demo: install    ## play the whole loop on the shipped data: learn, serve, watch, learn again
+	python -m flows.demo
 
 # Clients that others wrote, each in an environment of its own: what they depend on does not go with ours.
 .venv-clients/%/.installed: tests/clients/%.txt

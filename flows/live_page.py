@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from flows.git import git
+from flows.monitored import Watched
 from flows.registry import Version, champion, decisions, told_at, versions
 from flows.worktree import home_of
 from tasks.attribution import Part
+from tasks.paths import Paths
+from tasks.shards import read_json
 from tasks.timeline import Bar, Event, bars, timeline
 from tasks.traffic import Stretch, stretches
 
@@ -23,6 +26,7 @@ _STRETCH_US = 30 * 60 * 1_000_000
 _NUM_STRETCHES = 48
 _MOST_EVENTS = 24
 _MOST_ROWS = 8
+_MOST_WINDOWS = 48
 
 _WORDS = {
     "promoted": "promoted",
@@ -66,6 +70,18 @@ class Tried:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """What the monitor has found last, with its windows over time; pages are below /reports/."""
+
+    verdict: str
+    sentence: str
+    windows: Markup
+    num_windows: int
+    quality: Mapping[str, Any]  # as labels say it, and of how many; tasks/quality.py
+    page: str
+
+
+@dataclass(frozen=True)
 class LiveModel:
     """One model as it is served now."""
 
@@ -77,6 +93,7 @@ class LiveModel:
     traffic: Markup
     latency: Markup
     latency_said: str
+    drift: Drift | None
     inputs: Sequence[str]
     explains: bool
 
@@ -97,8 +114,35 @@ def live_model(
         traffic=bars([Bar(one.num_answers, _told(one, "answers")) for one in found], "Answers each half hour"),
         latency=bars([Bar(one.p99_ms or 0.0, _told(one, "latency")) for one in found], "Latency, p99 in ms"),
         latency_said=_latency_said(found),
+        drift=_drift(root, model),
         inputs=inputs,
         explains=explains,
+    )
+
+
+def _drift(root: Path, model: str) -> Drift | None:
+    """None where no monitor has looked yet."""
+    page, summary = Paths(model, root).page("monitor"), Watched(root, model).summary
+    if not (page.exists() and summary.exists()):
+        return None
+    told = read_json(summary)
+    windows = told["windows"][-_MOST_WINDOWS:]
+    shown = [Bar(window["drift"], _window_told(window), window["verdict"]) for window in windows]
+    return Drift(
+        told["verdict"],
+        told["sentence"],
+        bars(shown, "Drift, window by window, in thresholds", limit=1.0),
+        len(windows),
+        told["quality"],
+        page.relative_to(root / "reports").as_posix(),
+    )
+
+
+def _window_told(window: Mapping[str, Any]) -> str:
+    ended, moved = datetime.fromtimestamp(window["at_us"] / 1e6, UTC), ", ".join(window["moved"]) or "nothing"
+    return (
+        f"Window {window['number']}, {window['rows']:,} predictions of {window['version']} up to "
+        f"{ended:%d %B, %H:%M} UTC: {window['verdict']}. Drifted: {moved}."
     )
 
 

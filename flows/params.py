@@ -41,6 +41,12 @@ class ServerParams(Section):
     work_pool: Text | None  # of Prefect, whose workers run the flows; null runs them here
 
 
+class EvidentlyParams(Section):
+    """Evidently's own pages of the monitor's history, as `mill up` starts them."""
+
+    port: Annotated[int, Field(ge=1, le=65535)]
+
+
 class StoreParams(Section):
     """What `mill gc` keeps besides what a tag in use needs."""
 
@@ -130,6 +136,7 @@ class Flows(Section):
 
     line: LineParams
     server: ServerParams
+    evidently: EvidentlyParams | None  # null starts none
     serve: Serving
     journal: Keeping
     store: StoreParams

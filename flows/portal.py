@@ -172,6 +172,8 @@ class _Portal:
         here = running(self._root)
         if here is not None:
             found["Flow runs in Prefect"] = here.page
+            if here.evidently:
+                found["Drift in Evidently"] = here.evidently
         return found
 
 

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -51,6 +52,7 @@ class Running:
     api: str  # of Prefect: http://127.0.0.1:4200/api
     page: str
     serves: str  # the model server's address
+    evidently: str | None  # its pages
     since: str
     log: str
     ready: bool = False
@@ -135,6 +137,7 @@ def _run(home: Path, flows: Flows, lock: int, log: Log) -> None:
         api=server.api,
         page=server.page,
         serves=f"http://{flows.serve.host}:{flows.serve.port}",
+        evidently=f"http://127.0.0.1:{flows.evidently.port}" if flows.evidently else None,
         since=datetime.now(UTC).isoformat(timespec="seconds"),
         log=str(log.file),
     )
@@ -145,21 +148,34 @@ def _run(home: Path, flows: Flows, lock: int, log: Log) -> None:
 
     prefect = kept("prefect", *server.command)
     runner = kept("schedules", sys.executable, "-m", "flows.runner")
-    models = kept("models", sys.executable, "-m", "flows.cli", "serve")
+    working = [runner, kept("models", sys.executable, "-m", "flows.cli", "serve")]
+    if flows.evidently:
+        working.append(kept("evidently", *_evidently(home, flows.evidently.port)))
     scheduled_file(home).unlink(missing_ok=True)
-    with _ended(prefect, (runner, models)):
+    with _ended(prefect, working):
         if server.command:
             prefect.start()
             _wait(prefect, lambda: answers(server.api), "Prefect's server")
         runner.start()
         _wait(runner, scheduled_file(home).exists, "What starts the runs")
-        models.start()
+        for one in working[1:]:
+            one.start()
         write_json(_folder(home) / "running.json", asdict(replace(here, ready=True)))
         print(_told(home, here, server), flush=True)
         while True:
-            for one in (prefect, runner, models):
+            for one in (prefect, *working):
                 one.tend()
             time.sleep(_POLL_SECONDS)
+
+
+def _evidently(home: Path, port: int) -> list[str]:
+    workspace = home / ".mill" / "evidently"
+    workspace.mkdir(parents=True, exist_ok=True)
+    # A secret that nobody knows: the pages are to look at, and only the monitor writes.
+    return [
+        *(sys.executable, "-m", "evidently.cli", "ui", "--workspace", str(workspace)),
+        *("--host", "127.0.0.1", "--port", str(port), "--secret", secrets.token_hex(16)),
+    ]
 
 
 def _wait(kept: Kept, is_ready: Callable[[], bool], what: str) -> None:
@@ -195,13 +211,14 @@ def _told(home: Path, here: Running, server: Server) -> str:
     times = read_json(scheduled_file(home))
     lines = [
         f"Dashboard     {here.page}" + ("" if server.command else "  (by PREFECT_API_URL)"),
-        f"Model server  {here.serves}/docs",
+        f"Models        {here.serves}/  (for programs: /docs)",
+        *([f"Evidently     {here.evidently}"] if here.evidently else []),
         *(f"{name:13} next at {at}" for name, at in times.items()),
         f"Log           {here.log}",
         "`mill down` stops it.",
     ]
     if not times:
-        lines.insert(2, "No model has a schedule: flows.models.<model>.retrain of params.yaml gives it one.")
+        lines.insert(-2, "No model has a schedule: flows.models.<model>.retrain of params.yaml gives it one.")
     note = elsewhere() if server.command else None
     return "\n".join(["", *lines, *([note] if note else []), ""])
 

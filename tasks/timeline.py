@@ -28,10 +28,11 @@ class Event:
 
 @dataclass(frozen=True)
 class Bar:
-    """A stretch of time: its height, and what is said of it."""
+    """A stretch of time: its height, what is said of it, and what it came to (a CSS class)."""
 
     value: float
     told: str
+    outcome: str = ""
 
 
 def timeline(events: Sequence[Event], label: str, height: int = 220) -> Markup:
@@ -64,7 +65,8 @@ def bars(values: Sequence[Bar], label: str, height: int = 150, limit: float | No
     for number, bar in enumerate(values):
         tall = round(bar.value / high * room, 1)
         parts.append(
-            Markup('<rect class="line-0" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>').format(
+            Markup('<rect class="line-0 {}" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>').format(
+                bar.outcome,
                 round(_LEFT + number * step + 0.1 * step, 1),
                 round(height - _BOTTOM - tall, 1),
                 round(0.8 * step, 1),

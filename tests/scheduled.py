@@ -87,6 +87,7 @@ def write_params(root: Path, models: tuple[str, ...] = ("films",), notify: str |
         **shipped,
         "server": before["server"] if before else {**shipped["server"], "port": free_port()},
         "serve": before["serve"] if before else {**shipped["serve"], "port": free_port()},
+        "evidently": None,
         "notify": notify,
         "models": {model: {"gate": gate, "retrain": {**RETRAIN, **retrain}} for model in models},
     }

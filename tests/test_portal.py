@@ -1,6 +1,7 @@
 """The page of the running server, as a browser and as a program see it."""
 
 import base64
+import html
 import re
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from flows.git import git
+from flows.monitor import monitor
 from flows.portal import add_portal
 from flows.registry import promote, record_decision, register
 from tasks.release import read_release
@@ -18,6 +21,7 @@ from tasks.serving.keys import add_key
 from tasks.shards import write_text
 from tests.model_server import Running, running
 from tests.registered import History
+from tests.watched import MODEL, WINDOW, make_world
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning"),
@@ -160,6 +164,26 @@ def test_params_that_are_wrong_are_a_sentence_and_the_server_goes_on(history, tm
         assert found.status_code == 503
         assert "text_classification" in found.text
         assert server.predict({"text": "fine"}, "films").status_code == 200
+
+
+def test_what_the_monitor_found_is_on_the_page_window_by_window(released, tmp_path):
+    world = make_world(tmp_path / "root", released)
+    git(world.root, "init", "-q", "-b", "main")
+    git(world.root, "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-q", "--allow-empty", "-m", "all")
+    with running(world.root, also=lambda app: add_portal(app, world.root, app.state.service)) as server:
+        assert "Watched" not in server.client.get("/reports/").text
+        asked = world.ask(world.held_out["text"].head(WINDOW).to_list())
+        world.label(dict.fromkeys(asked[:30], "positive"))
+        world.ask([f"ΨΩ {number} !!! ÷ {number}" for number in range(2 * WINDOW)])
+        looked = monitor(world.root, MODEL, say=lambda line: None)
+        page = server.client.get("/reports/").text
+        link = re.search(r'href="(/reports/[^"]*monitor.html)"', page)
+        assert link is not None
+        assert server.client.get(link.group(1)).status_code == 200
+    assert looked.verdict == "alarm"
+    assert looked.sentence.split(";")[0] in html.unescape(page)
+    assert re.findall(r'<rect class="line-0 (\w+)"', page) == ["ok", "watch", "alarm"]
+    assert "30 predictions of this version whose label has come" in page
 
 
 def test_a_browser_shows_the_page_and_what_was_asked(server, tmp_path):

@@ -75,7 +75,7 @@ def write_params(root: Path, line: Line, **monitor: Any) -> None:
     of_reviews = shipped["models"]["reviews"]
     watching = {**of_reviews["monitor"], "window": WINDOW, "resamples": 1000, "min_labels": 30, "ask_labels": 12}
     own = {"gate": of_reviews["gate"], "retrain": None, "monitor": {**watching, **monitor}}
-    flows = {**shipped, "serve": {**shipped["serve"], "port": free_port()}, "models": {MODEL: own}}
+    flows = {**shipped, "evidently": None, "serve": {**shipped["serve"], "port": free_port()}, "models": {MODEL: own}}
     params = line.params.model_dump(mode="json", by_alias=True, serialize_as_any=True)
     write_json(root / "params.yaml", {"models": {MODEL: params}, "flows": flows})
 
