@@ -15,6 +15,7 @@ from flows.params import Schedule
 from tasks.errors import MillError
 
 if TYPE_CHECKING:
+    from prefect.blocks.notifications import SlackWebhook
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.events.schemas.automations import AutomationCore
 
@@ -78,6 +79,11 @@ def automate(client: "SyncPrefectClient", notify: str | None, deployed: Sequence
 
 def save_block(notify: str) -> UUID:
     """Keep the URL in a block of Prefect's, encrypted, so that no automation, log or artifact holds it."""
+    return UUID(str(block_of(notify).save(_BLOCK, overwrite=True)))
+
+
+def block_of(notify: str) -> "SlackWebhook":
+    """The block, not kept yet. Raises NotifyError where the variable holds no URL to which a message can be sent."""
     from prefect.blocks.notifications import SlackWebhook
 
     name = notify.removeprefix("$")
@@ -90,7 +96,7 @@ def save_block(notify: str) -> UUID:
         raise NotifyError(
             f"The environment's {name} (flows.notify) is no URL that Apprise knows: slack://…, mailto://…, json://…"
         )
-    return UUID(str(block.save(_BLOCK, overwrite=True)))
+    return block
 
 
 def _on_drift(one: Deployed) -> "AutomationCore":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from flows.automations import MONITOR, Deployed, automate
+from flows.automations import MONITOR, Deployed, automate, block_of
 from flows.git import attempt
 from flows.params import Flows, ModelFlows, Schedule
 from tasks.errors import MillError
@@ -67,12 +67,15 @@ def planned(flows: Flows) -> list[Planned]:
 def register(home: Path, flows: Flows, add: Callable[["RunnerDeployment"], UUID]) -> list[Deployed]:
     """Make Prefect's server hold what params.yaml says, and no more of this repository: deployments and automations.
 
-    `add` registers one deployment. Raises ScheduleError where one of the same name belongs to another repository.
+    `add` registers one deployment. Raises ScheduleError where one of the same name belongs to another
+    repository, NotifyError where nobody can be told; nothing has changed then.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import DeploymentUpdate
 
     tags = [TAG, f"checkout:{identity(home)}"]
+    if flows.notify:
+        block_of(flows.notify)  # what is wrong with it is said before anything has changed
     with get_client(sync_client=True) as client:
         pool = _pool_type(client, flows.server.work_pool)
         made = []

@@ -53,7 +53,7 @@ def choose(home: Path, flows: Flows) -> Server:
                 "leave the variable empty, and this repository has a server of its own: PREFECT_API_URL= mill up"
             )
         return Server(named, {**os.environ, "PREFECT_API_URL": named})
-    check_port(flows.server.port)
+    check_port(flows.server.port, "flows.server.port")
     return own(home, flows)
 
 
@@ -119,20 +119,24 @@ def elsewhere() -> str | None:
     return f"Your Prefect profile `{name}` names {url}, which is not used. To use it: PREFECT_API_URL={url} mill up"
 
 
-def check_port(port: int) -> None:
-    """Raise ServerError, with who has it where that can be seen, where something listens on the port."""
-    with socket.socket() as probe:
+def check_port(port: int, key: str, host: str = _HOST, what: str = "Prefect's server") -> None:
+    """Raise ServerError, with who has it where that can be seen, where something listens on the port.
+
+    `key` is where params.yaml has the port, `what` would listen there.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((_HOST, port))
+            probe.bind((host, port))
             return
         except OSError as error:
             reason = error.strerror
     api = f"http://{_HOST}:{port}/api"
     use_it = f" It is a Prefect server: to use it, PREFECT_API_URL={api} mill up" if answers(api) else ""
     raise ServerError(
-        f"Prefect's server cannot listen on {_HOST}:{port} (flows.server.port): {reason}. {who_listens(port)} "
-        f"Stop that, or give flows.server.port another number.{use_it}"
+        f"{what} cannot listen on {host}:{port} ({key}): {reason}. {who_listens(port)} "
+        f"Stop that, or give {key} another number.{use_it}"
     )
 
 

@@ -24,7 +24,7 @@ from flows.keeping import Kept
 from flows.logs import Log
 from flows.params import Flows, load_flows
 from flows.runner import scheduled_file
-from flows.server import Server, answers, choose, elsewhere
+from flows.server import Server, answers, check_port, choose, elsewhere
 from flows.worktree import home_of
 from tasks.errors import MillError
 from tasks.shards import read_json, write_json
@@ -132,6 +132,9 @@ def _up(root: Path, *, echo: bool) -> int:
 
 def _run(home: Path, flows: Flows, lock: int, log: Log) -> None:
     server = choose(home, flows)
+    check_port(flows.serve.port, "flows.serve.port", flows.serve.host, "The model server")
+    if flows.evidently:
+        check_port(flows.evidently.port, "flows.evidently.port", what="Evidently's server")
     here = Running(
         process=os.getpid(),
         api=server.api,

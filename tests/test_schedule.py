@@ -356,6 +356,15 @@ def test_a_notify_that_leads_nowhere_is_said_and_its_content_is_not(client, monk
     assert "nonsense" not in str(raised.value)
 
 
+def test_where_nobody_can_be_told_the_schedules_stay_as_they_were(repository, client, monkeypatch):
+    [before] = registered(repository)
+    monkeypatch.delenv("MILL_TEST_NOTIFY", raising=False)
+    write_params(repository, ("books",), notify="$MILL_TEST_NOTIFY")
+    with pytest.raises(NotifyError):
+        registered(repository)
+    assert [one.id for one in client.read_deployments()] == [before.id]
+
+
 def test_runs_of_a_runner_that_was_killed_are_crashed_and_give_their_place_back(repository, client):
     from prefect.states import Pending
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -20,8 +21,8 @@ from flows.events import emit_drift
 from flows.git import git
 from flows.registry import decisions
 from flows.up import Running, running, running_api
-from tasks.shards import write_text
-from tests.scheduled import arrive, line_runs, lives, make_repository, write_params
+from tasks.shards import write_json, write_text
+from tests.scheduled import arrive, free_port, line_runs, lives, make_repository, write_params
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -117,7 +118,7 @@ def started(repository: Path) -> Running:
     assert found is not None
     for told in (
         f"Dashboard     {found.page}",
-        f"{found.serves}/docs",
+        f"Models        {found.serves}/",
         "retrain/films next at 2027-01-01T03:00",
         found.log,
     ):
@@ -135,7 +136,7 @@ def children(process: int) -> dict[str, int]:
     """What a `mill up` has started, by a word of its command."""
     import psutil
 
-    words = {"prefect": "prefect", "flows.runner": "schedules", "flows.cli": "models"}
+    words = {"prefect": "prefect", "flows.runner": "schedules", "flows.cli": "models", "evidently.cli": "evidently"}
     found = {}
     for child in psutil.Process(process).children():
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -311,8 +312,19 @@ def test_killed_in_mid_run_all_ends_and_started_again_it_knows_what_became_of_it
     mill(repository, "down")
 
 
+def _got(url: str) -> str | None:
+    try:
+        return httpx.get(url).text
+    except httpx.HTTPError:
+        return None
+
+
 def test_ctrl_c_ends_what_it_started_and_not_the_server_that_was_there(tmp_path, prefect_api):
     root = make_repository(tmp_path, ("songs",))
+    params = json.loads((root / "params.yaml").read_text())
+    params["flows"]["evidently"] = {"port": free_port()}
+    write_json(root / "params.yaml", params)
+    git(root, "commit", "-qam", "Evidently's pages as well")
     process = subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "up"],
         cwd=root,
@@ -330,7 +342,11 @@ def test_ctrl_c_ends_what_it_started_and_not_the_server_that_was_there(tmp_path,
     assert f"Dashboard     {prefect_api.removesuffix('/api')}  (by PREFECT_API_URL)\n" in said
     assert running_api(root) == prefect_api
     started = children(process.pid)
-    assert sorted(started) == ["models", "schedules"]
+    assert sorted(started) == ["evidently", "models", "schedules"]
+    assert f"Evidently     http://127.0.0.1:{params['flows']['evidently']['port']}\n" in said
+    pages = f"http://127.0.0.1:{params['flows']['evidently']['port']}"
+    assert eventually(lambda: _got(f"{pages}/api/projects")) == "[]"
+    assert httpx.post(f"{pages}/api/projects", json={"name": "films"}).status_code in (401, 403)
     deployment = httpx.get(f"{prefect_api}/deployments/name/retrain/songs").json()
     assert deployment["parameters"] == {"model": "songs"}
     process.send_signal(signal.SIGINT)
@@ -372,6 +388,25 @@ def test_what_the_process_of_the_schedules_cannot_do_is_said(quiet, prefect_api)
     assert "flows.notify is $MILL_TEST_NOWHERE, and the environment has no MILL_TEST_NOWHERE" in told
     write_params(quiet)
     git(quiet, "commit", "-qam", "no notify")
+
+
+@pytest.mark.parametrize("section", ["server", "serve", "evidently"])
+def test_a_port_that_is_taken_is_said_with_who_has_it(quiet, section):
+    params = json.loads((quiet / "params.yaml").read_text())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        flows = params["flows"]
+        write_json(
+            quiet / "params.yaml", {**params, "flows": {**flows, section: {**(flows[section] or {}), "port": port}}}
+        )
+        git(quiet, "commit", "-qam", "a taken port")
+        told = refused(quiet)
+    assert f"cannot listen on 127.0.0.1:{port} (flows.{section}.port)" in told
+    assert f"There is process {os.getpid()} (" in told
+    write_json(quiet / "params.yaml", params)
+    git(quiet, "commit", "-qam", "a free one")
 
 
 def test_a_wrong_cron_line_is_said_before_anything_is_started(quiet):
