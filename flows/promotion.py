@@ -3,8 +3,10 @@
 What its floors refused, or the gate kept out, takes `--force`, and the tag says what was overridden.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flows.git import LIVE, check_live_is_free, check_repository, main_branch, tip
 from flows.landing import put_on_live
@@ -155,9 +157,18 @@ def _against(home: Path, wanted: Wanted, release: Release, now: Version | None) 
     judged = [one for one in decisions(home, wanted.model) if one.get("challenger") == wanted.release]
     if judged and judged[-1]["verdict"] == "keep" and release.accepted:
         reasons.append(f"The gate kept it out: {judged[-1]['sentence']}")
-    if not judged and now is not None:
-        reasons.append(f"The gate has not compared it with {now.tag}; `mill retrain {wanted.model}` would.")
+    if release.accepted and now is not None and not (judged and judged[-1].get("champion") == now.tag):
+        reasons.append(_not_compared(judged, now))
     return reasons
+
+
+def _not_compared(judged: Sequence[Mapping[str, Any]], now: Version) -> str:
+    """What was found against another champion, or before there was one, says nothing about the present one."""
+    before = (judged[-1].get("champion") or "no champion at all") if judged else ""
+    others = f", but with {before}" if before else ""
+    return (
+        f"The gate has not compared it with {now.tag}, the present champion{others}; `mill retrain {now.model}` would."
+    )
 
 
 def _was_champion(home: Path, version: Version) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.git import git
-from flows.registry import Version, record_decision, register
+from flows.registry import Version, champion, record_decision, register
 from tasks.release import MANIFEST, read_release, seal
 from tasks.shards import read_json, write_json, write_text
 from tests.conftest import REPOSITORY, Line, tiny_params
@@ -62,9 +62,10 @@ class History:
         return register(self.root, "films", commit, release=read_release(packed), why="")
 
     def decide(self, number: int, verdict: str) -> None:
-        """Record what a gate would have said of it."""
+        """Record what a gate would have said of it beside the champion that there is now."""
+        now = champion(self.root, "films")
         said = {"model": "films", "verdict": verdict, "sentence": f"{verdict}, says the gate."}
-        about = {"challenger": self.releases[number - 1], "champion": None}
+        about = {"challenger": self.releases[number - 1], "champion": now.tag if now else None}
         record_decision(self.root, self.commits[number - 1], {**said, **about})
 
 

@@ -62,9 +62,42 @@ def test_a_release_of_main_that_no_gate_has_seen_is_promoted_only_where_there_is
     promote_by_name(root, history.releases[0], why="the first")
     assert champion(root, "films").tag == "films@v1.0.0"
     git(root, "merge", "-q", "--ff-only", history.commits[1])
-    with pytest.raises(RegistryError, match=r"has not compared it with films@v1\.0\.0; `mill retrain films` would"):
+    said = r"has not compared it with films@v1\.0\.0, the present champion; `mill retrain films` would"
+    with pytest.raises(RegistryError, match=said):
         promote_by_name(root, history.releases[1], why="better")
     assert tip(root, LIVE) == history.commits[0]
+
+
+@pytest.mark.parametrize("verdict", ["ask", "promote"])
+def test_a_judgement_beside_another_champion_is_none_beside_the_present_one(history, verdict):
+    root, release = history.root, history.releases[1]
+    history.decide(2, verdict)
+    promote(root, history.version(1), why="first")
+    before = state(root)
+    with pytest.raises(RegistryError, match=r"not compared it with films@v1\.0\.0.*, but with no champion at all"):
+        promote_by_name(root, release, why="better")
+    assert state(root) == before
+    history.decide(2, verdict)
+    other = history.another(4)
+    promote(root, other, why="meanwhile")
+    before = state(root)
+    with pytest.raises(RegistryError) as refused:
+        promote_by_name(root, release, why="better")
+    assert (
+        f"has not compared it with {other.tag}, the present champion, but with films@v1.0.0; `mill retrain films` would"
+    ) in str(refused.value)
+    assert f"mill promote {release} --force --why" in str(refused.value)
+    assert state(root) == before
+    assert promote_by_name(root, release, why="better", force=True).startswith("films@v1.2.0 is the champion of films")
+    assert "but with films@v1.0.0" in find(root, "films#champion#3")[0].facts["overrides"][0]
+
+
+def test_a_new_judgement_beside_the_present_champion_lets_it_in(history):
+    promote(history.root, history.version(1), why="first")
+    history.decide(2, "ask")
+    promote(history.root, history.another(4), why="meanwhile")
+    history.decide(2, "ask")
+    assert "is the champion of films now" in promote_by_name(history.root, history.releases[1], why="looked at")
 
 
 def test_a_promotion_without_a_reason_or_of_what_is_not_there_changes_nothing(history):
