@@ -15,6 +15,7 @@ from flows.monitored import Memory, Progress, Watched
 from flows.params import Monitor
 from tasks.labelling import worth_labelling
 from tasks.monitor import ALARM, Subject
+from tasks.params import load_model
 from tasks.shards import atomic_file
 from tasks.windows import Windows
 
@@ -81,8 +82,16 @@ def follow_up(
         else:
             told = {"version": subject.version, "since": since, "enough": enough, "labels": num_labels}
             if enough:
-                sentences.append(f"{num_labels} new labels stand, so a retrain was asked for.")
+                sentences.append(f"{num_labels} new labels stand, so a retrain was asked for.{_if_unread(root, model)}")
     return Followed(tuple(sentences), told, None if enough else watched.wanted, num_wanted)
+
+
+def _if_unread(root: Path, model: str) -> str:
+    if load_model(model, root / "params.yaml").feedback is not None:
+        return ""
+    return (
+        f" models.{model}.feedback of params.yaml is null, so it learns from them only as far as the source has them."
+    )
 
 
 def is_news(told: Mapping[str, Any] | None, version: str, since: int, num_labels: int, needed: int) -> bool:

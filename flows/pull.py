@@ -13,6 +13,8 @@ from tasks.shards import write_text
 from tasks.sources import Partition, read_pins, write_pins
 from tasks.sources._listing import may_hold_many
 
+_JOURNAL = Path(".mill/journal.sqlite")
+
 
 def pull(model: str, root: Path = Path()) -> str:
     """Move the model's pins to what its source has now, and say in a sentence what that changed.
@@ -47,6 +49,10 @@ def _pull_feedback(model: str, params: Model, paths: Paths) -> str:
         if not paths.feedback_pin.exists():
             write_pins(paths.feedback_pin, [])  # dvc.yaml names it for every model
         return ""
+    if params.feedback.url is None and not (paths.root / _JOURNAL).exists():
+        if not paths.feedback_pin.exists():
+            write_pins(paths.feedback_pin, known)
+        return " Nothing was served here yet, so there are no new labels."
     num_before = len(read_pins(paths.source_pin)) if paths.root / params.pin == paths.source_pin else 1
     pulled = sources.load("feedback").partitions(_below(paths.root, params.feedback), known)
     found = [Partition(part.name, {"behind": num_before, **part.pin}) for part in pulled]
@@ -76,7 +82,7 @@ def _below(root: Path, options: Collect) -> Collect:
         case CollectFiles():
             return options.model_copy(update={"path": str(root / options.path)})
         case CollectFeedback(url=None):
-            return options.model_copy(update={"url": f"sqlite:///{root / '.mill' / 'journal.sqlite'}"})
+            return options.model_copy(update={"url": f"sqlite:///{root / _JOURNAL}"})
     return options
 
 

@@ -142,13 +142,14 @@ def write_params(line: Line) -> None:
 
 
 def tiny_params(**deploy: Any) -> Model:
-    """The parameters of `reviews` with a scratch architecture; `deploy` replaces what deploy says."""
+    """The parameters of `reviews` with a scratch architecture and no feedback; `deploy` replaces what deploy says."""
     params = load_model("reviews", REPOSITORY / "params.yaml")
     base = Scratch(architecture="bert", hidden_size=32, layers=2, heads=2, feed_forward_size=64, max_positions=64)
     tokenizer = TrainedTokenizer(algorithm="wordpiece", vocabulary=600)
     return params.model_copy(
         update={
             "base": base,
+            "feedback": None,
             "tokenize": params.tokenize.model_copy(update={"tokenizer": tokenizer, "max_tokens": 48}),
             "train": params.train.model_copy(
                 update={"epochs": 3, "batch_size": 16, "freeze": [], "learning_rate": 3e-3}

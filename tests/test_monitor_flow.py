@@ -81,6 +81,7 @@ def test_drift_asks_for_labels_once_and_with_enough_of_them_it_starts_the_retrai
     world.label(dict.fromkeys(ids[:2], "negative"))
     looked = monitor(world.root, MODEL, say=lambda _: None)
     assert any("a retrain was asked for" in line for line in looked.advice)
+    assert any(f"models.{MODEL}.feedback of params.yaml is null" in line for line in looked.advice)
     [run] = eventually(lambda: runs_of(client, deployed["retrain"]))
     assert run.parameters["why"] == "drift"
     assert "drift in 2 windows in a row" in run.parameters["because"]

@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).parent.parent
 def write_params(root: Path, **changes: object) -> None:
     """params.yaml with one model `notes`, which is the shipped `reviews` but for the changes."""
     params = YAML(typ="safe").load((REPOSITORY / "params.yaml").read_text())["models"]["reviews"]
-    model = {**params, "pin": "data/notes/source.json", **changes}
+    model = {**params, "pin": "data/notes/source.json", "feedback": None, **changes}
     with (root / "params.yaml").open("w") as file:
         YAML().dump({"models": {"notes": model}}, file)
 

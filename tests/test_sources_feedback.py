@@ -255,6 +255,15 @@ def test_mill_pull_pins_what_came_back_behind_the_file_of_the_repository(root: P
     kept.journal.close()
 
 
+def test_where_nothing_was_served_yet_there_are_no_new_labels_and_what_was_pinned_stays(root: Path) -> None:
+    assert pull("tiny", root).endswith("Nothing was served here yet, so there are no new labels.")
+    pin = Paths("tiny", root).feedback_pin
+    assert read_json(pin) == {"partitions": []}
+    write_json(pin, {"partitions": [{"name": "labels 1 to 2", "pin": {"rows": 2}}]})
+    pull("tiny", root)
+    assert [part["name"] for part in read_json(pin)["partitions"]] == ["labels 1 to 2"]
+
+
 @pytest.mark.parametrize(
     ("columns", "sentence"),
     [
