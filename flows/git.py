@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tasks.errors import MillError
@@ -11,6 +11,8 @@ LIVE = "live"
 
 # What a hook that started this process says about its own repository.
 _OF_A_HOOK = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "GIT_PREFIX", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR")
+
+_NO_GIT = "Git is not installed, or not on PATH. On Debian: apt-get install git"
 
 
 class GitError(MillError):
@@ -21,23 +23,33 @@ def attempt(
     root: Path, *arguments: str, stdin: str = "", env: Mapping[str, str] | None = None, hooks: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """Run Git below `root`, and give back what it said and its exit code."""
+    command, around = _command(arguments, env, hooks=hooks)
+    try:
+        return subprocess.run(
+            command, cwd=root, env=around, input=stdin, capture_output=True, text=True, encoding="utf-8", check=False
+        )
+    except FileNotFoundError:
+        raise GitError(_NO_GIT) from None
+
+
+def blob(root: Path, name: str) -> bytes | None:
+    """A file's own bytes as Git holds them, by `commit:path`; None where there is none."""
+    command, around = _command(("cat-file", "blob", name), None, hooks=False)
+    try:
+        done = subprocess.run(command, cwd=root, env=around, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    except FileNotFoundError:
+        raise GitError(_NO_GIT) from None
+    return None if done.returncode else done.stdout
+
+
+def _command(
+    arguments: Sequence[str], env: Mapping[str, str] | None, *, hooks: bool
+) -> tuple[list[str], dict[str, str]]:
     quiet = [] if hooks else ["-c", f"core.hooksPath={os.devnull}"]
     around = {name: value for name, value in os.environ.items() if name not in _OF_A_HOOK}
     # Reading refreshes no index that somebody else works with, and a missing password is an answer, not a question.
     around |= {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C", **(env or {})}
-    try:
-        return subprocess.run(
-            ["git", *quiet, *arguments],
-            cwd=root,
-            env=around,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            check=False,
-        )
-    except FileNotFoundError:
-        raise GitError("Git is not installed, or not on PATH. On Debian: apt-get install git") from None
+    return ["git", *quiet, *arguments], around
 
 
 def git(root: Path, *arguments: str, stdin: str = "", env: Mapping[str, str] | None = None) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from flows.agreement import DIFFERENT, IDENTICAL, ROWS_SEEN, WITHIN, Agreement, Moved, Off, compare
 from flows.certificate import NOT_RUN, TAKEN, Certificate, Stage, describe, write
-from flows.git import attempt
+from flows.git import attempt, blob
 from flows.marks import marks
 from flows.outputs import OutputError, bring
 from flows.promotion import Wanted, find_wanted
@@ -130,32 +130,29 @@ def _again(file: Agreement, line: Path, before: Path, moved: Moved) -> Agreement
 
 
 def _bring_before(home: Path, commit: str, out: Out, before: Path) -> None:
-    """What the commit has of an output: from DVC's cache or remote, or a report's text from Git."""
+    """What the commit has of an output: from DVC's cache or remote, or a report's bytes from Git."""
     place = before / out.path
     if out.is_cached:
         bring(home, commit, out.path, place if str(out.oid).endswith(".dir") else place.parent)
         return
     names = attempt(home, "ls-tree", "-r", "-z", "--name-only", commit, "--", out.path).stdout.split("\0")
     for name in filter(None, names):
-        (before / name).parent.mkdir(parents=True, exist_ok=True)
-        (before / name).write_bytes(_blob(home, commit, name))
-
-
-def _blob(home: Path, commit: str, name: str) -> bytes:
-    return attempt(home, "cat-file", "blob", f"{commit}:{name}").stdout.encode()
+        if (content := blob(home, f"{commit}:{name}")) is not None:
+            (before / name).parent.mkdir(parents=True, exist_ok=True)
+            (before / name).write_bytes(content)
 
 
 def _rows_seen(home: Path, commit: str, line: Path, planned: list[Step]) -> tuple[str, str] | None:
     """The hash of the rows that training saw, before and now; None where no report has one."""
     for out in (out for step in planned if not step.taken for out in step.outs if out.path.endswith(".json")):
-        before = _seen_in(attempt(home, "cat-file", "blob", f"{commit}:{out.path}").stdout)
-        after = _seen_in((line / out.path).read_text(encoding="utf-8")) if (line / out.path).is_file() else None
+        before = _seen_in(blob(home, f"{commit}:{out.path}") or b"")
+        after = _seen_in((line / out.path).read_bytes()) if (line / out.path).is_file() else None
         if before is not None:
             return before, after or "none"
     return None
 
 
-def _seen_in(text: str) -> str | None:
+def _seen_in(text: bytes) -> str | None:
     try:
         found: Any = json.loads(text)
     except ValueError:

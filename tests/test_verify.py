@@ -46,6 +46,11 @@ if stage == "train":
     save_file({"w": np.array([float(row) for row in rows]) * (1 + off)}, weights / "checkpoint/model.safetensors")
     seen = hashlib.sha256(" ".join(rows).encode()).hexdigest()
     Path(f"reports/{model}/train.json").write_text(json.dumps({"rows_seen_sha256": seen, "loss": 0.5 * (1 + off)}))
+    curve = Path(f"reports/{model}/curve")
+    curve.mkdir()
+    (curve / "loss.png").write_bytes(bytes(range(256)))
+    (curve / "loss.csv").write_bytes(b"step,loss\\r\\n1,0.5\\r\\n")
+    (curve / "loss.json").write_text(json.dumps({"last": 0.5 * (1 + off)}))
 if stage == "deploy":
     w = load_file(weights / "checkpoint/model.safetensors")["w"]
     name = hashlib.sha256(model.encode() + w.tobytes()).hexdigest()
@@ -66,7 +71,10 @@ LINE = """stages:
     do:
       cmd: python stage.py train ${key}
       deps: ["data/${key}/collect", stage.py]
-      outs: ["models/${key}/checkpoint", {"reports/${key}/train.json": {cache: false}}]
+      outs:
+        - models/${key}/checkpoint
+        - reports/${key}/train.json: {cache: false}
+        - reports/${key}/curve: {cache: false}
   deploy:
     foreach: ${models}
     do:
@@ -171,6 +179,17 @@ def test_where_sums_round_otherwise_the_figures_stand_beside_the_tolerance(repos
     weights = next(file for file in found["stages"][1]["files"] if file["file"].endswith("model.safetensors"))
     assert weights["largest"] == pytest.approx(0.05, abs=0.001)  # 0.1 % of the norm, of the 2 % that are tolerated
     assert "at most by 10% of what is tolerated" in capsys.readouterr().out
+
+
+def test_a_folder_of_git_is_compared_byte_by_byte_whatever_is_in_it(repository, toy):
+    drift(toy, 0.001)
+    assert verify(repository, "films@v1.0.0", here=True) == 0
+    files = {file["file"]: file["level"] for file in certificate(repository)["stages"][1]["files"]}
+    assert {name.rpartition("/")[2]: level for name, level in files.items() if "/curve/" in name} == {
+        "loss.png": "identical",
+        "loss.csv": "identical",
+        "loss.json": "within tolerance",
+    }
 
 
 def test_what_differs_first_is_named_with_its_file_and_figures(repository, toy, capsys):
