@@ -20,6 +20,7 @@ from flows.up import running
 from flows.worktree import home_of
 from tasks.attribution import can_explain, word_effects
 from tasks.errors import MillError
+from tasks.monitor_report import HTML
 from tasks.pages import render
 from tasks.serving.batcher import Busy
 from tasks.serving.keys import Client, Denied, Scope
@@ -34,6 +35,7 @@ _TYPES = {
     ".svg": "image/svg+xml",
     ".png": "image/png",
     ".css": "text/css",
+    ".csv": "text/csv; charset=utf-8",
 }
 
 # The pages hold what people wrote; the browser is told to run and to load nothing.
@@ -47,12 +49,22 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 
+# Evidently's page of a window draws by scripts of its own; they reach nothing, this server included.
+_DRAWN = {
+    **_HEADERS,
+    "Content-Security-Policy": (
+        "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval' data: blob:; "
+        "style-src 'unsafe-inline'; img-src data: blob:; font-src data:; worker-src blob:; frame-ancestors 'none'"
+    ),
+}
+
 
 def add_portal(app: FastAPI, root: Path, service: Service) -> None:
     """/ and /reports/, what lies below reports/, and the form that asks a model."""
     portal = _Portal(root, service)
 
     @app.get("/", include_in_schema=False)
+    @app.get("/reports/index.html", include_in_schema=False)  # where the pages below reports/ lead back to
     async def start() -> Response:
         return RedirectResponse("/reports/")
 
@@ -68,13 +80,19 @@ def add_portal(app: FastAPI, root: Path, service: Service) -> None:
             return denied
         return await portal.ask(request)
 
+    # What follows shows rows that were learned from, and texts that others have asked about.
     @app.get("/reports/{path:path}", include_in_schema=False)
     async def report(path: str, request: Request) -> Response:
-        return portal.denied(request, "predict") or portal.file(root / "reports", path)
+        return portal.denied(request, "admin") or portal.file(root / "reports", path)
 
     @app.get("/retrained/{path:path}", include_in_schema=False)
     async def retrained(path: str, request: Request) -> Response:
-        return portal.denied(request, "predict") or portal.file(home_of(root) / ".mill" / "retrain" / "reports", path)
+        return portal.denied(request, "admin") or portal.file(home_of(root) / ".mill" / "retrain" / "reports", path)
+
+    # As reports/<model>/monitor.html links to it, also where it is opened as a file.
+    @app.get("/.mill/monitor/{path:path}", include_in_schema=False)
+    async def watched(path: str, request: Request) -> Response:
+        return portal.denied(request, "admin") or portal.file(root / ".mill" / "monitor", path)
 
 
 class _Portal:
@@ -106,7 +124,8 @@ class _Portal:
         place = place / "index.html" if place.is_dir() else place
         if not place.is_relative_to(folder.resolve()) or place.suffix not in _TYPES or not place.is_file():
             return HTMLResponse(_said("There is no such page. /reports/ lists what there is."), 404, _HEADERS)
-        return FileResponse(place, media_type=_TYPES[place.suffix], headers=_HEADERS)
+        headers = _DRAWN if place.name == HTML else _HEADERS
+        return FileResponse(place, media_type=_TYPES[place.suffix], headers=headers)
 
     async def ask(self, request: Request) -> Response:
         """Ask a model what the form says, and show the answer on the page."""
