@@ -4,14 +4,15 @@ Git knows the versions and the decisions, and needs no server. Prefect's server,
 """
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from flows.git import LIVE, check_live_is_free, git, main_branch, tip
+from flows.git import LIVE, blob, check_live_is_free, git, main_branch, tip
 from flows.landing import PROMOTE
 from flows.merge import merge_by_model
 from flows.params import ModelFlows, load_flows
@@ -21,10 +22,15 @@ from flows.seen import Seen, look
 from flows.up import running
 from flows.worktree import home_of
 from tasks.errors import MillError
+from tasks.gate import Gate
 from tasks.params import load
+from tasks.paths import Paths
 from tasks.shards import read_json
+from tasks.spending import has_left
 
 NOTHING_NEEDED, NEEDS_A_PERSON = 0, 1
+
+GATE = "gate"
 
 # The schedules' process looks every few seconds.
 _LATE = timedelta(minutes=15)
@@ -112,19 +118,30 @@ def _undecided(home: Path, model: str, flows: ModelFlows | None) -> Iterator[str
             yield f"a challenger waits: {last['sentence']} Decide: mill promote {last['challenger']} --why '…'"
         if last["verdict"] == PROMOTE:
             yield f"{last['challenger']} was to be promoted, and is not: mill retrain {model} goes on, or says why not."
-    if flows is not None and _is_worn_out(made, flows):
+    if flows is not None:
+        yield from _worn_out(home, model, made, flows.gate)
+
+
+def _worn_out(home: Path, model: str, made: Sequence[Mapping[str, Any]], gate: Gate) -> Iterator[str]:
+    """The test set that may decide no more, where no row is left that the next decision could take in its place."""
+    gated = [decision for decision in made if decision.get("alpha_spent")]
+    names = [decision["test_set"] for decision in gated]
+    if not gated or any(has_left(made, name, alpha=gate.alpha, uses=gate.uses) for name in names):
+        return
+    if not _kept_back(home, model, gated[-1]["commit"]):
         yield (
-            f"the test set {last['test_set']} has decided {flows.gate.uses} times (flows.models.{model}.gate.uses) and "
+            f"the test set {names[-1]} has decided {names.count(names[-1])} times (flows.models.{model}.gate.uses) and "
             "is worn out: the next decision needs test rows that no decision has looked at."
         )
 
 
-def _is_worn_out(made: list[Mapping[str, Any]], flows: ModelFlows) -> bool:
-    gated = [decision for decision in made if decision.get("alpha_spent")]
-    if not gated:
-        return False
-    same = [decision for decision in gated if decision["test_set"] == gated[-1]["test_set"]]
-    return len(same) >= flows.gate.uses
+def _kept_back(home: Path, model: str, commit: str) -> int:
+    """How many test rows a decision has kept for the next test set, by its report."""
+    try:
+        report = json.loads(blob(home, f"{commit}:{Paths(model).report(GATE).as_posix()}") or b"{}")
+        return int(report["test_set"]["rows"]["kept_back"])
+    except (ValueError, KeyError, TypeError):  # not of this gate
+        return 0
 
 
 def _of_runs(plan: Planned, seen: Seen | None, now: datetime) -> list[tuple[str, str]]:

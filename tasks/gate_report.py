@@ -141,9 +141,10 @@ def fresh_is_needed(test_set: TestSet, rules: Gate, evidence: Evidence | None) -
             f"{rules.margin:g}"
         )
     return (
-        f"{said}. New rows of the test split count by themselves. Without new rows, change clean.split.seed, retrain, "
-        "and promote once by hand: what comes into the test split by that is fresh for the versions after. Where "
-        "gate.rows is below the size of the test split, the rest is kept for the next time."
+        f"{said}. New rows of the test split count by themselves. Without new rows, change clean.split.seed (where the "
+        "split is by time, test_from) and retrain. That version cannot be judged, since the champion has trained on "
+        "what comes into the test split by that: look at it, and promote it by hand. For the versions after it those "
+        "rows are fresh. Where gate.rows is below the size of the test split, the rest is kept for the next time."
     )
 
 

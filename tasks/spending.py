@@ -87,10 +87,9 @@ def choose(
 
     Those of the test set in use come first, then others by the hash of their ids, up to `most_rows`.
     """
-    share = alpha / uses
-    spent = {name: _spent(decisions, name) for name in used}
-    has_left = {name for name in used if spent[name] + share <= alpha + _ROUNDING}
-    open_name = next((name for name in _latest_first(decisions) if name in has_left and _any(marks, used[name])), None)
+    known = (name for name in _latest_first(decisions) if name in used)
+    not_worn_out = (name for name in known if has_left(decisions, name, alpha=alpha, uses=uses))
+    open_name = next((name for name in not_worn_out if _any(marks, used[name])), None)
     others_N = among(marks, frozenset().union(*(known for name, known in used.items() if name != open_name)))
     own_N = among(marks, used[open_name]) if open_name else np.zeros(len(marks), dtype=np.bool_)
     chosen_N = _first(marks, own_N, ~others_N, most_rows)
@@ -98,13 +97,18 @@ def choose(
     return TestSet(
         name=name,
         chosen=chosen_N,
-        level=share if chosen_N.any() else 0.0,
+        level=alpha / uses if chosen_N.any() else 0.0,
         uses_before=sum(1 for decision in decisions if _is_of(decision, name)),
-        spent_before=spent.get(name, 0.0),
+        spent_before=_spent(decisions, name),
         follows=next(iter(_latest_first(decisions)), None) if open_name is None and others_N.any() else None,
         num_used_up=int(others_N.sum()),
         num_kept_back=int((~others_N & ~chosen_N).sum()),
     )
+
+
+def has_left(decisions: Sequence[Mapping[str, Any]], name: str, *, alpha: float, uses: int) -> bool:
+    """Whether a test set has error left for one more decision; without, it is worn out."""
+    return _spent(decisions, name) + alpha / uses <= alpha + _ROUNDING
 
 
 def joined(used: Mapping[str, Collection[str]], test_set: TestSet, marks: pl.DataFrame) -> dict[str, frozenset[str]]:

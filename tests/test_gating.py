@@ -20,12 +20,14 @@ from flows.params import flows_of
 from flows.registry import champion, decisions, promote, record_decision, register
 from tasks.errors import ParamsError
 from tasks.gate import Contender
+from tasks.params import SplitByHash
 from tasks.paths import Paths
 from tasks.problems.text_classification import TextClassification
 from tasks.release import GOLDEN, MANIFEST, Release, read_release, seal
 from tasks.runtime import load_runtime
 from tasks.shards import ShardWriter, read_json, read_rows, write_json, write_text
-from tasks.spending import all_of, marks_of, unpacked
+from tasks.spending import all_of, among, marks_of, unpacked
+from tasks.splits import draw
 from tests.conftest import TIDY, Line
 from tests.registered import dvc, write_params
 
@@ -371,6 +373,26 @@ def test_once_worn_out_the_rows_that_are_fresh_wait_until_there_are_enough(case)
     assert enough.report["test_set"]["follows"] == "set-1"
     assert enough.report["comparison"]["rows"] == 50
     assert set(enough.used) == {"set-1", enough.report["test_set"]["name"]}
+
+
+def test_a_new_seed_of_the_split_gives_fresh_rows_to_the_versions_after_the_one_promoted_by_hand(case):
+    """What the report advises where the test set is worn out and nothing new arrives."""
+    rows = read_rows(case.paths.clean)
+    drawn = draw(rows, SplitByHash(by="id", column=None, validation=0.1, test=0.4, seed=2)).cast(pl.String)
+    redrawn = rows.with_columns(split=drawn)
+    test, old = redrawn.filter(pl.col("split") == "test"), all_of(marks_of(case.test, ["text"]))
+    spent = [{"test_set": "set-1", "alpha_spent": case.rules.alpha}]
+    worn = replace(case, test=test, decisions=spent, used={"set-1": old})
+    by_hand = contestant(case.challenger.release, redrawn)
+    asked = against(replace(worn, challenger=by_hand), case.champion, SAME).report
+    assert (asked["verdict"], asked["alpha_spent"]) == ("ask", 0)
+    assert "change clean.split.seed" in asked["sentence"]
+    assert asked["test_set"]["rows"]["trained_on"] == (~among(marks_of(test, ["text"]), old)).sum()
+    after = replace(with_rules(worn, margin=0.5), challenger=by_hand)
+    decided = against(after, contestant(case.champion.release, redrawn), SAME).report
+    assert decided["test_set"]["follows"] == "set-1"
+    assert decided["alpha_spent"] == case.rules.alpha
+    assert decided["comparison"]["rows"] == asked["test_set"]["rows"]["trained_on"] > 100
 
 
 def test_a_slice_that_is_worse_asks_a_person(case):

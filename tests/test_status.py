@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from flows.git import LIVE, git
@@ -13,8 +14,10 @@ from flows.params import load_flows
 from flows.registry import record_decision, register
 from flows.schedule import register as register_schedules
 from flows.status import Status, status, status_of
+from tasks.gate_report import test_set_report as report_of_test_set
 from tasks.release import read_release, seal
 from tasks.shards import write_json, write_text
+from tasks.spending import choose, joined, marks_of
 from tests.scheduled import make_repository, write_params
 from tests.test_schedule import applied
 
@@ -122,6 +125,30 @@ def test_a_worn_out_test_set_is_said_until_another_one_decides(repository):
     assert f"test set abc has decided {uses} times" in status_of(repository, NOW).needs[0]
     decide(repository, "keep", alpha_spent=0.05 / uses, test_set="def")
     assert status_of(repository, NOW).needs == [NOTHING_RUNS]
+
+
+@pytest.mark.parametrize("kept_back", [20, 0])
+def test_rows_that_were_kept_back_follow_a_worn_out_test_set_and_ask_nobody(repository, kept_back):
+    """Decided as the gate does: some test rows at a time, and its report in the decision's commit."""
+    gate = load_flows(repository / "params.yaml").models["films"].gate
+    texts = [f"row {number}" for number in range(50)]
+    marks = marks_of(pl.DataFrame({"id": texts, "text": texts}), ["text"])
+    made, used = [], {}
+    for _ in range(gate.uses):
+        found = choose(marks, used, made, alpha=gate.alpha, uses=gate.uses, most_rows=50 - kept_back)
+        used = joined(used, found, marks)
+        told = report_of_test_set(found, gate, found.level, {"test": 50})
+        write_json(repository / "reports/films/gate.json", {"test_set": told})
+        git(repository, "add", "-A")
+        git(repository, "commit", "-qm", "decided", "--allow-empty")
+        made.append({"alpha_spent": found.level, "test_set": found.name})
+        decide(repository, "keep", champion="films@v1.0.0", **made[-1])
+    needs = status_of(repository, NOW).needs
+    assert [f"test set {found.name} has decided {gate.uses} times" in need for need in needs[:-1]] == (
+        [] if kept_back else [True]
+    )
+    follower = choose(marks, used, made, alpha=gate.alpha, uses=gate.uses, most_rows=None)
+    assert int(follower.chosen.sum()) == kept_back
 
 
 def test_live_in_somebodys_hands_and_branches_in_conflict_are_said(repository):
