@@ -7,13 +7,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.errors import MillError
 from tasks.paths import CODE, STAGES, Paths
 
 if TYPE_CHECKING:
+    from tasks.params import Collect
     from tasks.problems import Problem
+    from tasks.sources import Source
 
 _SUMMARIES = {
     "collect": "read the source as pinned into raw shards with stable ids",
@@ -89,19 +91,28 @@ def _code() -> None:
 def _collect(name: str) -> None:
     from tasks import sources
     from tasks.collect import Origin, collect
-    from tasks.params import load_model
+    from tasks.params import CollectFeedback, load, load_model
+    from tasks.sources.feedback import Feedback
 
-    paths, params = Paths(name), load_model(name)
+    paths, params, models = Paths(name), load_model(name), load().models
     pin = paths.source_pin if Path(params.pin) == paths.source_pin else None
+
+    def source(kind: str, options: "Collect") -> "Source[Any]":
+        """Labels have the types of the problem of the model that answered, where that model is of this repository."""
+        answering = models.get(options.model) if isinstance(options, CollectFeedback) else None
+        return Feedback(_problem(answering.problem).columns) if answering is not None else sources.load(kind)
+
     collect(
         pin,
         paths.forgotten,
         paths.collected,
         paths.report("collect"),
         params=params.collect,
-        source=sources.load(params.source),
+        source=source(params.source, params.collect),
         problem=_problem(params.problem),
-        feedback=Origin(paths.feedback_pin, params.feedback, sources.load("feedback")) if params.feedback else None,
+        feedback=Origin(paths.feedback_pin, params.feedback, source("feedback", params.feedback))
+        if params.feedback
+        else None,
     )
 
 

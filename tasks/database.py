@@ -17,6 +17,16 @@ if TYPE_CHECKING:
 _MIGRATION_LOCK = 7_146_455
 _LABELS_LOCK = 7_146_456
 
+# A server that has gone, or that somebody has locked, must not be waited for without end. What the URL says stands.
+_CONNECT = {
+    "connect_timeout": 10,  # seconds
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,  # milliseconds
+}
+_STATEMENT_MS = 30_000  # of those that write; who reads a year of predictions may take longer
+
 
 class JournalError(MillError):
     """The journal cannot be opened, read or written."""
@@ -64,6 +74,12 @@ def _address(url: str) -> "tuple[URL, str]":
 
 
 def _engine(address: "URL") -> "Engine":
+    if address.get_backend_name() == "postgresql":
+        by_libpq = address.get_driver_name() in ("psycopg", "psycopg2")
+        limits = {name: value for name, value in _CONNECT.items() if name not in address.query} if by_libpq else {}
+        engine = sa.create_engine(address, pool_pre_ping=True, connect_args=limits)
+        sa.event.listen(engine, "connect", _set_up_postgresql)
+        return engine
     if address.get_backend_name() != "sqlite":
         return sa.create_engine(address, pool_pre_ping=True)
     engine = sa.create_engine(address)
@@ -98,6 +114,7 @@ def reading(engine: "Engine", name: str) -> "Iterator[Connection]":
     options = {"reads": True} if engine.dialect.name == "sqlite" else {"isolation_level": "REPEATABLE READ"}
     try:
         with engine.connect().execution_options(**options) as connection:
+            _take_your_time(connection)
             yield connection
     except sa.exc.SQLAlchemyError as error:
         raise JournalError(f"The journal {name} cannot be read: {_cause(error)}") from None
@@ -110,6 +127,23 @@ def in_turn(connection: "Connection") -> None:
     """
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LABELS_LOCK)))
+
+
+def touch(connection: "Connection") -> None:
+    """Write something that changes nothing."""
+    connection.execute(sa.text("UPDATE alembic_version SET version_num = version_num"))
+
+
+def _set_up_postgresql(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute(f"SET statement_timeout = {_STATEMENT_MS}")
+    cursor.close()
+    connection.commit()  # rolled back, it would not have been said
+
+
+def _take_your_time(connection: "Connection") -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
 
 
 def _set_up_sqlite(connection: Any, _: Any) -> None:
@@ -134,6 +168,7 @@ def _migrate(connection: "Connection", name: str) -> None:
     from alembic import command
 
     config, newest = _schema()
+    _take_your_time(connection)
     if connection.dialect.name == "postgresql":  # SQLite's transaction keeps other processes out already
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
     present = _present(connection)

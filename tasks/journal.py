@@ -7,12 +7,10 @@ happens next.
 
 import json
 import os
-import queue
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +21,10 @@ import polars as pl
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from tasks.database import JournalError, in_turn, open_engine, reading, writing
-from tasks.errors import did_you_mean
+from tasks.commits import GroupCommit
+from tasks.database import JournalError, in_turn, open_engine, reading, touch, writing
+from tasks.errors import quoted
+from tasks.labels import Label
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, Row
@@ -59,10 +59,11 @@ FEEDBACK = sa.Table(
     sa.Column("label", sa.Text()),
 )
 
-# One commit for as many predictions as wait, up to this many.
-_GROUP = 500
-
 _ROWS_PER_BATCH = 1_000
+
+# Between two parts of many labels, predictions are written: SQLite lets one write at a time, and whoever waits looks
+# only now and then whether it may.
+_PAUSE_SECONDS = 0.02
 
 _EMBEDDING = np.dtype("<f2")
 
@@ -98,12 +99,8 @@ class Prediction:
         }
 
 
-@dataclass(frozen=True)
-class Label:
-    """What is known by now of a prediction: values of the problem's columns, by name."""
-
-    prediction_id: str
-    label: Mapping[str, Any]
+class UnknownPrediction(JournalError):
+    """A label is about what no model has answered."""
 
 
 class Journal:
@@ -112,52 +109,90 @@ class Journal:
     def __init__(self, engine: "Engine", name: str) -> None:
         self._engine = engine
         self._name = name  # for messages: never the URL, which may hold a password
-        self._waiting: queue.SimpleQueue[tuple[Sequence[Prediction], Future[None]] | None] = queue.SimpleQueue()
-        self._writer = threading.Thread(target=self._write, name="journal", daemon=True)
-        self._writer.start()
+        self._commits = GroupCommit(self._write, self._touch)
+
+    @property
+    def num_waiting(self) -> int:
+        """Predictions that were recorded and are not on the disk yet."""
+        return self._commits.num_waiting
+
+    @property
+    def stall(self) -> str | None:
+        """What hangs, in a sentence; None where nothing does."""
+        seconds = self._commits.stalled_seconds
+        return None if seconds is None else f"The journal {self._name} has not finished a commit for {seconds:.0f} s."
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be written, as far as is known: the last commit failed, or one hangs."""
+        return self.stall or self._commits.failure
 
     def record(self, predictions: Sequence[Prediction]) -> "Future[None]":
-        """Write predictions down. The future ends when they are on the disk, or with JournalError."""
-        written: Future[None] = Future()
-        self._waiting.put((predictions, written))
-        return written
+        """Write predictions down. The future ends when they are on the disk, or with JournalError.
+
+        Cancelled before their turn has come, they are not written.
+        """
+        return self._commits.submit(predictions)
 
     def close(self) -> None:
         """Write what waits, and let go of the database."""
-        self._waiting.put(None)
-        self._writer.join()
+        self._commits.close()
         self._engine.dispose()
 
     def add_labels(self, labels: Sequence[Label], *, model: str, client: str | None) -> int:
-        """Keep labels, all or none, and say how many are new; a label that stands already is not kept twice.
+        """Keep labels, and say how many are new; a label that stands already is not kept twice.
 
-        A later label for the same prediction is the one that counts. Raises JournalError naming the first id that this
-        model has not answered under.
+        A later label for the same prediction is the one that counts. None is kept where one is about what this model
+        has not answered: raises UnknownPrediction naming the first such id. More than a thousand are written in parts,
+        so that predictions do not wait for all of them; where that is broken off, the same labels again complete it.
         """
+        new, seen = self._news(labels, model)
+        num_kept = 0
+        for start in range(0, len(new), _ROWS_PER_BATCH):
+            if start:
+                time.sleep(_PAUSE_SECONDS)
+            kept, seen = self._keep(new[start : start + _ROWS_PER_BATCH], seen, model, client)
+            num_kept += kept
+        return num_kept
+
+    def _news(self, labels: Sequence[Label], model: str) -> tuple[list[tuple[str, str]], int]:
+        """The labels that do not stand yet, id and JSON, and the number of the last label that there was then.
+
+        It looks before it writes: looking takes longer, and nobody waits for it.
+        """
+        ids = list(dict.fromkeys(label.prediction_id for label in labels))
+        with reading(self._engine, self._name) as connection:
+            known = self._known_ids(connection, model, ids)
+            for prediction_id in ids:
+                if prediction_id not in known:
+                    raise UnknownPrediction(f"{model} has no prediction {quoted(prediction_id)} in the journal.")
+            standing = self._standing_labels(connection, ids)
+            seen = int(connection.execute(sa.select(sa.func.max(FEEDBACK.c.seq))).scalar_one() or 0)
+        texts = ((label.prediction_id, json.dumps(label.label, sort_keys=True, ensure_ascii=False)) for label in labels)
+        return _unlike(texts, standing), seen
+
+    def _keep(self, new: list[tuple[str, str]], seen: int, model: str, client: str | None) -> tuple[int, int]:
+        """Write labels in one commit: how many, and the number of the last label then.
+
+        Without those that others have written since `seen`. Raises UnknownPrediction where a prediction was forgotten
+        meanwhile.
+        """
+        newest = sa.select(sa.func.max(FEEDBACK.c.seq))
+        about = {prediction_id for prediction_id, _ in new}
         with self._begin() as connection:
             in_turn(connection)
-            known = self._known_ids(connection, model, [label.prediction_id for label in labels])
-            for label in labels:
-                if label.prediction_id not in known:
-                    close = did_you_mean(label.prediction_id, sorted(known))
-                    raise JournalError(f"{model} has no prediction {label.prediction_id!r} in the journal.{close}")
-            standing = self._standing_labels(connection, sorted(known))
-            rows = []
-            for label in labels:
-                text = json.dumps(label.label, sort_keys=True, ensure_ascii=False)
-                if standing.get(label.prediction_id) != text:
-                    standing[label.prediction_id] = text
-                    rows.append(
-                        {
-                            "prediction_id": label.prediction_id,
-                            "at_us": time.time_ns() // 1000,
-                            "client": client,
-                            "label": text,
-                        }
-                    )
+            since = sa.select(FEEDBACK.c.prediction_id, FEEDBACK.c.label).where(FEEDBACK.c.seq > seen)
+            others = {row.prediction_id: row.label for row in connection.execute(since.order_by(FEEDBACK.c.seq))}
+            new = _unlike(new, {found: text for found, text in others.items() if found in about})
+            gone = about - self._known_ids(connection, model, sorted(about))
+            if gone:
+                raise UnknownPrediction(f"The journal has forgotten the prediction {min(gone)} meanwhile.")
+            at_us = time.time_ns() // 1000
+            names = ("prediction_id", "label")
+            rows = [{**dict(zip(names, one, strict=True)), "at_us": at_us, "client": client} for one in new]
             if rows:
                 connection.execute(sa.insert(FEEDBACK), rows)
-            return len(rows)
+            return len(rows), int(connection.execute(newest).scalar_one() or 0)
 
     def find(self, prediction_id: str) -> dict[str, Any] | None:
         """One prediction with its newest label, or None."""
@@ -281,8 +316,9 @@ class Journal:
             copy = open_journal(f"sqlite:///{unfinished}")
             try:
                 with reading(self._engine, self._name) as source, copy._begin() as target:
+                    source = source.execution_options(yield_per=_ROWS_PER_BATCH)
                     for table in (PREDICTIONS, FEEDBACK):
-                        for batch in source.execute(sa.select(table).order_by(table.c.seq)).partitions(_ROWS_PER_BATCH):
+                        for batch in source.execute(sa.select(table).order_by(table.c.seq)).partitions():
                             target.execute(sa.insert(table), [dict(row._mapping) for row in batch])
                     number = int(target.execute(sa.select(sa.func.count()).select_from(PREDICTIONS)).scalar_one())
             finally:
@@ -293,27 +329,14 @@ class Journal:
                 leftover.unlink(missing_ok=True)
         return number
 
-    def _write(self) -> None:
-        ended = False
-        while not ended:
-            group = [self._waiting.get()]
-            while len(group) < _GROUP and not self._waiting.empty():
-                group.append(self._waiting.get())
-            ended = None in group
-            entries = [entry for entry in group if entry is not None]
-            try:
-                rows = [prediction.row() for predictions, _ in entries for prediction in predictions]
-                if rows:
-                    with self._begin() as connection:
-                        connection.execute(sa.insert(PREDICTIONS), rows)
-            except Exception as error:  # whatever it is, those who wait hear of it and the thread goes on
-                for _, written in entries:
-                    with suppress(InvalidStateError):
-                        written.set_exception(error)
-            else:
-                for _, written in entries:
-                    with suppress(InvalidStateError):  # cancelled: its caller has gone
-                        written.set_result(None)
+    def _write(self, predictions: Sequence[Prediction]) -> None:
+        rows = [prediction.row() for prediction in predictions]
+        with self._begin() as connection:
+            connection.execute(sa.insert(PREDICTIONS), rows)
+
+    def _touch(self) -> None:
+        with self._begin() as connection:
+            touch(connection)
 
     def _empty_log(self) -> None:
         """Bring what was deleted out of SQLite's log as well, where its pages stand until they are written over."""
@@ -330,6 +353,7 @@ class Journal:
 
     @staticmethod
     def _delete(connection: "Connection", ids: Sequence[str]) -> int:
+        in_turn(connection)  # no label may come to what goes at the same time
         connection.execute(sa.delete(FEEDBACK).where(FEEDBACK.c.prediction_id.in_(ids)))
         return int(connection.execute(sa.delete(PREDICTIONS).where(PREDICTIONS.c.id.in_(ids))).rowcount)
 
@@ -338,8 +362,9 @@ class Journal:
         known: set[str] = set()
         for start in range(0, len(ids), _ROWS_PER_BATCH):
             some = ids[start : start + _ROWS_PER_BATCH]
-            found = sa.select(PREDICTIONS.c.id).where(PREDICTIONS.c.model == model, PREDICTIONS.c.id.in_(some))
-            known.update(connection.execute(found).scalars())
+            # By id alone: asked for the model too, SQLite reads all that the model has answered, for each thousand ids.
+            found = sa.select(PREDICTIONS.c.id, PREDICTIONS.c.model).where(PREDICTIONS.c.id.in_(some))
+            known.update(row.id for row in connection.execute(found) if row.model == model)
         return known
 
     @staticmethod
@@ -371,6 +396,16 @@ _WINDOW = {
     "label": pl.String(),
     "embedding": pl.List(pl.Float32()),
 }
+
+
+def _unlike(labels: Iterable[tuple[str, str]], standing: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The labels, id and JSON, that say something else than what stands when they come."""
+    stands, found = dict(standing), []
+    for prediction_id, text in labels:
+        if stands.get(prediction_id) != text:
+            stands[prediction_id] = text
+            found.append((prediction_id, text))
+    return found
 
 
 def _text_of(values: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 
 from tasks.judgement import Answers, judge, mcnemar
+from tasks.labels import read_labels, targets_of
 from tasks.params import Evaluate
 from tasks.problems import Problem, Signature
 
@@ -89,18 +90,22 @@ def compared_shadow(shadows: pl.DataFrame, signature: Signature, problem: Proble
 
 
 def targets(labelled: pl.DataFrame, problem: Problem) -> pl.DataFrame:
-    """The rows as the problem judges them: `id`, the inputs that are there, and what `label_json` says was right."""
-    wanted = {name: kind for name, kind in problem.columns.items() if name not in problem.inputs}
+    """The rows as the problem judges them: `id`, the inputs that are there, and what `label_json` says was right.
+
+    Null where it says nothing that the column could hold.
+    """
     inputs = [name for name in problem.inputs if name in labelled.columns]
-    said = labelled["label_json"].str.json_decode(pl.Struct(wanted)).struct.unnest()
+    said = read_labels(labelled["label_json"], targets_of(problem.columns, problem.inputs))
     return pl.concat([labelled.select("id", *inputs), said], how="horizontal")
 
 
 def _known(truth: pl.DataFrame, signature: Signature, problem: Problem) -> pl.Series:
-    """Which rows have a label that the model can give."""
+    """Which rows have a label, and one that the model can give."""
+    targets = targets_of(problem.columns, problem.inputs)
+    whole = truth.select(pl.all_horizontal(pl.col(name).is_not_null() for name in targets)).to_series()
     if problem.label is None or "labels" not in signature:
-        return pl.Series([True] * len(truth), dtype=pl.Boolean)
-    return truth[problem.label].is_in(list(signature["labels"])).fill_null(value=False)
+        return whole
+    return whole & truth[problem.label].is_in(list(signature["labels"])).fill_null(value=False)
 
 
 def _changed(now: Mapping[str, float | None], then: Mapping[str, float | None], problem: Problem) -> str | None:

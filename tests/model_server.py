@@ -34,6 +34,7 @@ SERVING = Serving(
     max_rows=32,
     max_request_mb=0.1,
     body_seconds=1,
+    journal_seconds=10,
     swap_seconds=20,
     shadow=0,
 )

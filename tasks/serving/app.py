@@ -32,7 +32,7 @@ def create_app(live: Live, serving: Serving, journal: Journal, keys: Keys, *, ke
 
     With `keep_days` the journal forgets what is older.
     """
-    service = Service(live, serving, Metrics(live), journal, keys)
+    service = Service(live, serving, Metrics(live, journal), journal, keys)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -84,7 +84,8 @@ def _explain_errors(app: FastAPI) -> None:
 
     async def not_kept(_: Request, error: Exception) -> Response:
         log.error("the journal failed", extra={"reason": str(error)})
-        return Json({"error": f"{error} No answer goes out that is not in the journal."}, status_code=503)
+        sentence = f"{error} No answer goes out that is not in the journal."
+        return Json({"error": sentence}, status_code=503, headers={"Retry-After": "5"})
 
     async def no_route(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 404

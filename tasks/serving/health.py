@@ -18,17 +18,20 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get(
         "/readyz",
-        summary="Whether every model answers",
+        summary="Whether every model answers, and the journal keeps it",
         response_class=Json,
         responses=gives("status", "models", "failures") | errors(503),
     )
     async def readyz() -> Response:
-        """Well where every model has a version that answers: one that failed to take over leaves the one before.
+        """Well where every model has a version that answers, and the journal takes what they answer.
 
-        `failures` says which could not, and why.
+        One that failed to take over leaves the one before. `failures` says which could not, and why; `journal` among
+        them why nothing can be written down.
         """
         failures, models = live.failures, live.models
-        if live.missing or not models:
+        if trouble := service.journal.trouble:
+            failures["journal"] = trouble
+        if live.missing or not models or trouble:
             sentence = " ".join(failures.values()) or "No model is in use yet. Run `mill run`."
             return Json({"error": sentence, "models": models, "failures": failures}, status_code=503)
         return Json({"status": "ok", "models": models, "failures": failures})

@@ -1,10 +1,12 @@
 """The Open Inference Protocol's routes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
 from fastapi import FastAPI, Request, Response
 
+from tasks.answers import Traced
 from tasks.serving import open_inference
 from tasks.serving.live import UnknownModel
 from tasks.serving.replies import Json, body, errors, gives
@@ -41,7 +43,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         responses=gives("ready") | errors(503),
     )
     async def health_ready() -> Response:
-        ready = bool(live.models) and not live.missing
+        ready = bool(live.models) and not live.missing and service.journal.trouble is None
         return Json({"ready": ready} if ready else {"error": "/readyz says which and why."}, 200 if ready else 503)
 
     is_ready: dict[str, Any] = {"response_class": Json, "responses": gives("name", "ready", "version")}
@@ -68,7 +70,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
                 "versions": [served.version],
                 "platform": "onnxruntime",
                 "inputs": open_inference.tensors_of(inputs),
-                "outputs": open_inference.tensors_of({"id": pl.String(), **served.answerer.columns}),
+                "outputs": open_inference.tensors_of(_outputs(served)),
             }
         )
 
@@ -82,13 +84,21 @@ def add_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v2/models/{name}/versions/{version}/infer", summary="Answer tensors by this version", **answers)
     async def infer(name: str, request: Request, version: str | None = None) -> Response:
         client = service.admit(request, "predict")
-        problem = versioned(name, version).problem
+        served = versioned(name, version)
         header = request.headers.get(open_inference.HEADER_LENGTH)
-        asked = open_inference.read_inference(await request.body(), header, problem, serving.max_rows)
-        answered = await service.answer(name, asked.rows, request, client)
-        for number, row in enumerate(answered.rows):
-            if row.reason:
-                raise BadRequest(f"Row {number}: there is no answer: {row.reason}.")
+        asked = open_inference.read_inference(
+            await request.body(), header, served.problem, list(_outputs(served)), serving.max_rows
+        )
+
+        def is_whole(answering: Served, rows: Sequence[Traced]) -> None:
+            """Raise what the caller has to be told instead of an answer, before one is written down."""
+            if version is not None and version != answering.version:  # replaced since it was asked for
+                raise UnknownModel(f"{name} {version} is not in use; {answering.version} is.")
+            for number, row in enumerate(rows):
+                if row.reason:
+                    raise BadRequest(f"Row {number}: there is no answer: {row.reason}.")
+
+        answered = await service.answer(name, asked.rows, request, client, accept=is_whole)
         content, length = open_inference.write_inference(
             _columns(answered),
             asked,
@@ -102,7 +112,10 @@ def add_routes(app: FastAPI, service: Service) -> None:
         return Response(content, media_type="application/octet-stream", headers=headers)
 
 
+def _outputs(served: Served) -> dict[str, pl.DataType]:
+    return {"id": pl.String(), **served.answerer.columns}
+
+
 def _columns(answered: Answered) -> pl.DataFrame:
-    schema = {"id": pl.String(), **answered.served.answerer.columns}
     rows = [{"id": found, **row.answer} for found, row in zip(answered.ids, answered.rows, strict=True)]
-    return pl.DataFrame(rows, schema=schema)
+    return pl.DataFrame(rows, schema=_outputs(answered.served))

@@ -18,6 +18,34 @@ class _Gone(Exception):
     """The caller hung up before the body was whole."""
 
 
+class _TooLarge(Exception):
+    """The body is larger than one may be."""
+
+
+class _TooMuch(Exception):
+    """All bodies together are."""
+
+
+class _Held:
+    """One body's part of what all together may hold."""
+
+    def __init__(self, limits: "BodyLimits") -> None:
+        self._limits = limits
+        self._num_bytes = 0
+
+    def grow_to(self, num_bytes: int) -> None:
+        """Hold so many bytes at least. Raises _TooMuch."""
+        more = max(0, num_bytes - self._num_bytes)
+        if more and self._limits.num_held + more > self._limits.most_held:
+            raise _TooMuch
+        self._limits.num_held += more
+        self._num_bytes += more
+
+    def let_go(self) -> None:
+        self._limits.num_held -= self._num_bytes
+        self._num_bytes = 0
+
+
 class BodyLimits:
     """Reads the whole body first; what is too large (413) or too slow (408) never reaches a route.
 
@@ -28,62 +56,62 @@ class BodyLimits:
         self._app = app
         self._max_bytes = max_bytes
         self._seconds = seconds
-        self._num_held = 0
+        self.num_held = 0
+        self.most_held = _BODIES * max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
         told = dict(scope["headers"]).get(b"content-length", b"")
-        # Whoever does not say how much will come may send as much as is allowed.
-        num_bytes = int(told) if told.isdigit() else self._max_bytes
+        num_bytes = int(told) if told.isdigit() else 0
         if num_bytes > self._max_bytes:
             await self._refuse_size(send)
             return
-        if self._num_held + num_bytes > _BODIES * self._max_bytes:
+        held = _Held(self)
+        try:
+            held.grow_to(num_bytes)
+            messages = await self._read(receive, held)
+        except _TooMuch:
             await _refuse(send, 429, "More is sent than can be held now. Ask again in 1 s.", (b"retry-after", b"1"))
-            return
-        self._num_held += num_bytes
-        try:
-            await self._pass_on(scope, receive, send)
-        finally:
-            self._num_held -= num_bytes
-
-    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            async with asyncio.timeout(self._seconds):
-                messages = await self._read(receive)
+        except _TooLarge:
+            await self._refuse_size(send)
         except TimeoutError:
             await _refuse(send, 408, _too_slow("body", self._seconds))
-            return
         except _Gone:
-            return
-        if messages is None:
-            await self._refuse_size(send)
-            return
-        arrived = iter(messages)
+            pass
+        else:
+            await self._app(scope, _replayed(messages, receive), send)
+        finally:
+            held.let_go()
 
-        async def replay() -> Message:
-            return next(arrived, None) or await receive()
-
-        await self._app(scope, replay, send)
-
-    async def _read(self, receive: Receive) -> list[Message] | None:
+    async def _read(self, receive: Receive, held: "_Held") -> list[Message]:
         messages: list[Message] = []
         size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise _Gone
-            messages.append(message)
-            size += len(message.get("body", b""))
-            if size > self._max_bytes:
-                return None
-            if not message.get("more_body", False):
-                return messages
+        async with asyncio.timeout(self._seconds):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise _Gone
+                messages.append(message)
+                size += len(message.get("body", b""))
+                if size > self._max_bytes:
+                    raise _TooLarge
+                held.grow_to(size)  # of whoever did not say how much will come
+                if not message.get("more_body", False):
+                    return messages
 
     async def _refuse_size(self, send: Send) -> None:
         await _refuse(send, 413, f"The body is larger than {self._max_bytes:,} bytes. Send fewer rows at a time.")
+
+
+def _replayed(messages: list[Message], receive: Receive) -> Receive:
+    arrived = iter(messages)
+
+    async def replay() -> Message:
+        return next(arrived, None) or await receive()
+
+    return replay
 
 
 async def _refuse(send: Send, status: int, sentence: str, *headers: tuple[bytes, bytes]) -> None:

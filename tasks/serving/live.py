@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from tasks.errors import DataError, ReleaseError, did_you_mean
+from tasks.errors import DataError, ReleaseError, did_you_mean, quoted
 from tasks.serving.served import Served, open_served
 from tasks.serving.settings import Serving
 from tasks.shards import read_json
@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 
 # How often the files are looked at: a rollback is to be in use within two seconds.
 _LOOK_SECONDS = 0.1
+
+# After a defect not at once again, or the log would be full of it.
+_AFTER_FAILURE_SECONDS = 1.0
 
 Role = Literal["live", "shadow"]
 Entry = Mapping[str, Any]
@@ -90,7 +93,9 @@ class Live:
         slot = self._slots.get(("live", model))
         if slot is None or slot.served is None:
             known = ", ".join(self.models) or "none"
-            raise UnknownModel(f"No model {model!r} is in use.{did_you_mean(model, self.models)} In use: {known}.")
+            raise UnknownModel(
+                f"No model {quoted(model)} is in use.{did_you_mean(model, self.models)} In use: {known}."
+            )
         return slot.served
 
     def shadow(self, model: str) -> Served | None:
@@ -114,8 +119,8 @@ class Live:
             if slot.served is not None:
                 slot.served.batcher.close()
 
-    def refresh(self) -> None:
-        """Begin to make what is served what the files say."""
+    def refresh(self) -> bool:
+        """Begin to make what is served what the files say; whether they could be read."""
         live = self._read("live")
         shadow = self._read("shadow") if self._serving.shadow else {}
         with self._lock:
@@ -123,6 +128,7 @@ class Live:
                 self._follow("live", live)
             if shadow is not None:
                 self._follow("shadow", shadow)
+        return live is not None and shadow is not None
 
     def _follow(self, role: Role, entries: Mapping[str, Entry]) -> None:
         for model in {model for known, model in self._slots if known == role} - set(entries):
@@ -134,14 +140,18 @@ class Live:
             slot = self._slots.setdefault((role, model), _Slot())
             if slot.wanted == entry:
                 continue
+            before = slot.wanted
             slot.wanted, slot.failure, slot.since = entry, None, time.monotonic()
             if slot.is_coming:
-                self._loaders = [loader for loader in self._loaders if loader.is_alive()]
                 loader = threading.Thread(
                     target=self._load, args=(role, model, entry), name=f"load-{model}", daemon=True
                 )
-                self._loaders.append(loader)
-                loader.start()
+                try:
+                    loader.start()
+                except RuntimeError:  # no thread is to be had: it is asked for again at the next look
+                    slot.wanted = before
+                    raise
+                self._loaders = [*(former for former in self._loaders if former.is_alive()), loader]
 
     def _load(self, role: Role, model: str, entry: Entry) -> None:
         former = self._slots.get((role, model), _Slot()).before
@@ -183,8 +193,11 @@ class Live:
             entries = read_json(path) if path.exists() else {}
             if not isinstance(entries, dict):
                 raise DataError(f"{path} does not say which version of which model is in use.")
-        except DataError as error:
-            self._unread[role] = str(error)
+        except (DataError, OSError) as error:
+            said = f"{path} cannot be read: {error.strerror}." if isinstance(error, OSError) else str(error)
+            if self._unread.get(role) != said:
+                log.error("unread", extra={"role": role, "reason": said})
+            self._unread[role] = said
             return None
         self._unread.pop(role, None)
         # A damaged entry takes no model out of use: it fails to be brought up.
@@ -197,13 +210,18 @@ class Live:
         return sorted(self._slots.items(), key=lambda item: item[0])
 
     def _watch(self) -> None:
-        seen = None
+        seen: list[object] | None = None
         while not self._stopping.wait(_LOOK_SECONDS):
-            now = [_state(self._path(role)) for role in get_args(Role)]
-            if now != seen:
-                seen = now
-                self.refresh()
-            self._give_up_the_slow()
+            try:
+                now: list[object] = [_state(self._path(role)) for role in get_args(Role)]
+                if now != seen:
+                    # What could not be read is read again at the next look: it may be well without having changed.
+                    seen = now if self.refresh() else None
+                self._give_up_the_slow()
+            except Exception:  # whatever it is, a later promotion or rollback has to be seen
+                seen = None
+                log.exception("the files of the versions in use were not followed")
+                self._stopping.wait(_AFTER_FAILURE_SECONDS)
 
     def _give_up_the_slow(self) -> None:
         limit = self._serving.swap_seconds

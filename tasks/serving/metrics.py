@@ -10,9 +10,11 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from tasks.serving.batcher import Busy
+from tasks.serving.live import Live, UnknownModel
+from tasks.serving.requests import BadRequest
 
 if TYPE_CHECKING:
-    from tasks.serving.live import Live
+    from tasks.journal import Journal
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
@@ -20,7 +22,7 @@ _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 class Metrics:
     """Counters of one application, apart from any other's in the process."""
 
-    def __init__(self, live: "Live") -> None:
+    def __init__(self, live: Live, journal: "Journal") -> None:
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "modelmill_requests", "Requests by how they ended", ["model", "outcome"], registry=self._registry
@@ -38,7 +40,7 @@ class Metrics:
             "modelmill_shadow_rows", "Rows copied to a challenger", ["model", "outcome"], registry=self._registry
         )
         self._waiting = Gauge("modelmill_requests_waiting", "Requests not yet answered", registry=self._registry)
-        self._registry.register(_LiveCollector(live))
+        self._registry.register(_LiveCollector(live, journal))
 
     @contextmanager
     def request(self, model: str, num_rows: int) -> Iterator[None]:
@@ -53,6 +55,9 @@ class Metrics:
         except Busy:
             outcome = "sent_away"
             raise
+        except (BadRequest, UnknownModel):
+            outcome = "refused"
+            raise
         finally:
             self._waiting.dec()
             self._requests.labels(model, outcome).inc()
@@ -62,10 +67,11 @@ class Metrics:
 
 
 class _LiveCollector(Collector):
-    """What is in use, read when it is asked for."""
+    """What is in use, and how the journal is, read when it is asked for."""
 
-    def __init__(self, live: "Live") -> None:
+    def __init__(self, live: Live, journal: "Journal") -> None:
         self._live = live
+        self._journal = journal
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         versions = GaugeMetricFamily("modelmill_version", "1 for the version in use", labels=["model", "version"])
@@ -82,3 +88,12 @@ class _LiveCollector(Collector):
         yield queued
         yield failures
         yield GaugeMetricFamily("modelmill_swaps", "Versions that took over", value=self._live.num_swaps)
+        waiting = self._journal.num_waiting
+        yield GaugeMetricFamily(
+            "modelmill_journal_waiting_rows", "Answers that are not written down yet", value=waiting
+        )
+        yield GaugeMetricFamily(
+            "modelmill_journal_failed",
+            "1 where the journal's last commit failed, or one hangs",
+            value=self._journal.trouble is not None,
+        )

@@ -15,6 +15,7 @@ import orjson
 import polars as pl
 from numpy.typing import NDArray
 
+from tasks.errors import quoted
 from tasks.problems import Problem
 from tasks.serving.requests import BadRequest, frame_of, parse_json
 
@@ -52,8 +53,10 @@ def tensors_of(schema: Mapping[str, pl.DataType]) -> list[dict[str, Any]]:
     return [{"name": name, "datatype": datatype_of(dtype), "shape": _shape(dtype)} for name, dtype in schema.items()]
 
 
-def read_inference(body: bytes, header_length: str | None, problem: Problem, max_rows: int) -> Inference:
-    """Take a request apart. Raises BadRequest with what is wrong."""
+def read_inference(
+    body: bytes, header_length: str | None, problem: Problem, outputs: Sequence[str], max_rows: int
+) -> Inference:
+    """Take a request apart; `outputs` are those that can be asked for. Raises BadRequest with what is wrong."""
     length = _header_length(header_length, len(body))
     content = parse_json(body[:length])
     if not isinstance(content, dict) or not isinstance(content.get("inputs"), list):
@@ -75,7 +78,7 @@ def read_inference(body: bytes, header_length: str | None, problem: Problem, max
     return Inference(
         _string(content.get("id"), "id"),
         frame.to_dicts(),
-        _wanted(content.get("outputs")),
+        _wanted(content.get("outputs"), outputs),
         _parameters(content).get("binary_data_output") is True,
     )
 
@@ -83,13 +86,9 @@ def read_inference(body: bytes, header_length: str | None, problem: Problem, max
 def write_inference(
     answers: pl.DataFrame, inference: Inference, *, model: str, version: str, latency_ms: float
 ) -> tuple[bytes, int | None]:
-    """The answer's body, and the JSON's length in it where tensors follow in binary. Raises BadRequest."""
-    names = list(inference.wanted) or answers.columns
-    unknown = [name for name in names if name not in answers.columns]
-    if unknown:
-        raise BadRequest(f"There is no output {unknown[0]!r}. Known: {', '.join(answers.columns)}.")
+    """The answer's body, and the JSON's length in it where tensors follow in binary."""
     outputs, blobs = [], []
-    for name in names:
+    for name in list(inference.wanted) or answers.columns:
         column = answers[name]
         array = _array(column)
         tensor: dict[str, Any] = {"name": name, "datatype": datatype_of(column.dtype), "shape": list(array.shape)}
@@ -125,7 +124,7 @@ def _read_tensor(tensor: Any, rest: memoryview, problem: Problem) -> tuple[str, 
         raise BadRequest("Each input is an object with name, shape, datatype and data.")
     name, shape, datatype = tensor["name"], tensor.get("shape"), tensor.get("datatype")
     if name not in problem.inputs:
-        raise BadRequest(f"There is no input {name!r}. This model reads {', '.join(problem.inputs)}.")
+        raise BadRequest(f"There is no input {quoted(name)}. This model reads {', '.join(problem.inputs)}.")
     if not isinstance(shape, list) or not _is_shape(shape):
         raise BadRequest(f"{name}: shape has to be a list of whole numbers, rows first.")
     expected = datatype_of(problem.columns[name])
@@ -202,13 +201,16 @@ def _bytes(array: NDArray[Any], datatype: str) -> bytes:
     return b"".join(struct.pack("<I", len(value)) + value for value in encoded)
 
 
-def _wanted(outputs: Any) -> dict[str, bool]:
+def _wanted(outputs: Any, known: Sequence[str]) -> dict[str, bool]:
     if outputs is None:
         return {}
     if not isinstance(outputs, list) or not all(
         isinstance(output, dict) and isinstance(output.get("name"), str) for output in outputs
     ):
         raise BadRequest("outputs is a list of objects with a name.")
+    unknown = [output["name"] for output in outputs if output["name"] not in known]
+    if unknown:
+        raise BadRequest(f"There is no output {quoted(unknown[0])}. Known: {', '.join(known)}.")
     return {output["name"]: _parameters(output).get("binary_data") is True for output in outputs}
 
 

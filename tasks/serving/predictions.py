@@ -1,14 +1,13 @@
 """The plain routes: ask a model, and say later what would have been right."""
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
-from tasks.database import JournalError
-from tasks.errors import did_you_mean
-from tasks.journal import Label
+from tasks.errors import did_you_mean, quoted
+from tasks.journal import UnknownPrediction
+from tasks.labels import BadLabel, Label, label_of, targets_of
 from tasks.problems import Problem
 from tasks.release import CARD
 from tasks.serving.replies import Json, body, errors, gives
@@ -93,43 +92,40 @@ def add_routes(app: FastAPI, service: Service) -> None:
     async def feedback(name: str, request: Request) -> Response:
         client = service.admit(request, "feedback")
         content = parse_json(await request.body())
-        labels = labels_of([content] if isinstance(content, dict) else content, live.get(name).problem)
+        labels = labels_of(content, live.get(name).problem, serving.max_rows)
         try:
-            new = await asyncio.to_thread(
-                service.journal.add_labels, labels, model=name, client=None if client is None else client.name
-            )
-        except JournalError as error:
-            if "has no prediction" in str(error):
-                raise BadRequest(str(error), 404) from None
-            raise
+            new = await service.label(name, labels, client)
+        except UnknownPrediction as error:
+            raise BadRequest(str(error), 404) from None
         return Json({"received": len(labels), "new": new})
 
 
-def targets_of(problem: Problem) -> list[str]:
-    """The columns that a label has: what the problem learns from and a request does not carry."""
-    return [name for name in problem.columns if name not in problem.inputs]
+def labels_of(content: Any, problem: Problem, max_rows: int) -> list[Label]:
+    """Labels from JSON: an object of `id` and the problem's target columns, or a list of them. Raises BadRequest."""
+    targets = targets_of(problem.columns, problem.inputs)
+    listed = [content] if isinstance(content, Mapping) else content
+    if not isinstance(listed, list) or not listed:
+        raise BadRequest(f"Expected an object with id, {', '.join(targets)}, or a list of such objects.")
+    if len(listed) > max_rows:
+        raise BadRequest(
+            f"{len(listed)} labels in one request; at most {max_rows} are taken. Send several, or all of them with "
+            "`mill feedback MODEL FILE` where the server is.",
+            413,
+        )
+    return [_label(row, f"Row {number}", targets) for number, row in enumerate(listed)]
 
 
-def labels_of(content: Any, problem: Problem) -> list[Label]:
-    """Labels from JSON: objects of `id` and the problem's target columns. Raises BadRequest."""
-    if not isinstance(content, list) or not content:
-        raise BadRequest(f"Expected an object with id, {', '.join(targets_of(problem))}, or a list of such objects.")
-    return [_label(row, f"Row {number}", problem) for number, row in enumerate(content)]
-
-
-def _label(row: Any, where: str, problem: Problem) -> Label:
-    names = targets_of(problem)
+def _label(row: Any, where: str, targets: Mapping[str, Any]) -> Label:
+    known = ["id", *targets]
     if not isinstance(row, Mapping):
-        raise BadRequest(f"{where}: expected an object with id, {', '.join(names)}.")
+        raise BadRequest(f"{where}: expected an object with {', '.join(known)}.")
     for name in row:
-        if name != "id" and name not in names:
-            raise BadRequest(f"{where}: {name!r} is not asked for.{did_you_mean(str(name), ['id', *names])}")
-    for name in ("id", *names):
-        if row.get(name) is None:
-            raise BadRequest(f"{where}: {name} is missing.")
-    if not isinstance(row["id"], str):
-        raise BadRequest(f"{where}: id has to be a string.")
-    return Label(row["id"], {name: row[name] for name in names})
+        if name not in known:
+            raise BadRequest(f"{where}: {quoted(str(name))} is not asked for.{did_you_mean(str(name), known)}")
+    try:
+        return label_of(row, targets)
+    except BadLabel as error:
+        raise BadRequest(f"{where}: {error}") from None
 
 
 def _summary(served: Served) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 import polars as pl
 
-from tasks.errors import did_you_mean
+from tasks.errors import did_you_mean, quoted
 from tasks.problems import Problem
 
 
@@ -62,7 +62,7 @@ def _check(row: Any, problem: Problem, where: str) -> None:
     for name in row:
         if name not in problem.inputs:
             raise BadRequest(
-                f"{where}{name!r} is no input of this model.{did_you_mean(str(name), problem.inputs)} "
+                f"{where}{quoted(str(name))} is no input of this model.{did_you_mean(str(name), problem.inputs)} "
                 f"It reads {_named(problem)}."
             )
     for name in problem.inputs:

@@ -4,13 +4,17 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 from fastapi import Request
 
 from tasks.answers import Traced
+from tasks.database import JournalError
 from tasks.journal import Journal, Prediction
+from tasks.labels import Label
 from tasks.serving.batcher import Busy, Retired
 from tasks.serving.keys import Client, Keys, Scope
 from tasks.serving.lanes import Row
@@ -20,6 +24,11 @@ from tasks.serving.served import Served
 from tasks.serving.settings import Serving
 
 log = logging.getLogger(__name__)
+
+# So many requests with labels may be under way. They come one after the other anyway (tasks/database.py, in_turn).
+_MOST_LABELLING = 16
+
+Accept = Callable[[Served, Sequence[Traced]], None]
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,9 @@ class Service:
     journal: Journal
     keys: Keys
     _copies: set["asyncio.Task[None]"] = field(default_factory=set)
+    _labelling: set["asyncio.Future[int]"] = field(default_factory=set)
+    # Of their own: where the journal hangs, they take the threads of nobody else.
+    _label_threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "labels"))
 
     def admit(self, request: Request, scope: Scope) -> Client | None:
         """Who asks; None where no keys are in use. Raises Denied or TooOften."""
@@ -49,11 +61,23 @@ class Service:
         request.state.client = None if client is None else client.name
         return client
 
-    async def answer(self, model: str, rows: Sequence[Row], request: Request, client: Client | None) -> Answered:
-        """Answer rows and write that down."""
+    async def answer(
+        self,
+        model: str,
+        rows: Sequence[Row],
+        request: Request,
+        client: Client | None,
+        accept: Accept = lambda served, traced: None,
+    ) -> Answered:
+        """Answer rows and write that down, unless `accept` raises at what has come out.
+
+        Raises Busy, and JournalError where the answers cannot be written down, or not in time.
+        """
         started = time.perf_counter()
         with self.metrics.request(model, len(rows)):
+            self._check_journal(len(rows))
             served, traced = await self._compute(model, rows)
+            accept(served, traced)
             ids = [None if row.reason else uuid.uuid4().hex for row in traced]
             latency_ms = round(1000 * (time.perf_counter() - started), 3)
             answered = Answered(served, ids, traced, latency_ms)
@@ -61,15 +85,56 @@ class Service:
             request.state.told = {"version": served.version, "rows": len(rows), "answered": len(lines)}
             if lines:
                 written = time.perf_counter()
-                await asyncio.wrap_future(self.journal.record(lines))
+                await self._record(lines)
                 self.metrics.journal_seconds.observe(time.perf_counter() - written)
                 self._copy_to_shadow(rows, answered, client)
         return answered
 
+    async def label(self, model: str, labels: Sequence[Label], client: Client | None) -> int:
+        """Keep labels; how many are new. Raises Busy, UnknownPrediction, and JournalError where that cannot be."""
+        if len(self._labelling) >= _MOST_LABELLING:
+            raise Busy(1)
+        name = None if client is None else client.name
+
+        def keep() -> int:
+            return self.journal.add_labels(labels, model=model, client=name)
+
+        kept = asyncio.get_running_loop().run_in_executor(self._label_threads, keep)
+        self._labelling.add(kept)  # until it is over, whether somebody waits for it or not
+        kept.add_done_callback(self._labelling.discard)
+        try:
+            return await asyncio.wait_for(asyncio.shield(kept), self.serving.journal_seconds)
+        except TimeoutError:
+            kept.add_done_callback(lambda over: over.cancelled() or over.exception())  # nobody else asks for it
+            raise JournalError(
+                f"The journal has not kept the labels within {self.serving.journal_seconds:g} s "
+                "(flows.serve.journal_seconds). Send them again: those that it did keep stand once."
+            ) from None
+
     async def end(self) -> None:
-        """Wait for the copies that are still under way."""
-        if self._copies:
-            await asyncio.wait(self._copies)
+        """Wait for the copies and the labels that are still under way."""
+        under_way: set[asyncio.Future[Any]] = {*self._copies, *self._labelling}
+        if under_way:
+            await asyncio.wait(under_way, timeout=self.serving.journal_seconds)
+        self._label_threads.shutdown(wait=False)
+
+    def _check_journal(self, num_rows: int) -> None:
+        """Raise Busy or JournalError where an answer could not be written down in time: before it is computed."""
+        if stall := self.journal.stall:
+            raise JournalError(stall)
+        waiting = self.journal.num_waiting
+        if waiting and waiting + num_rows > self.serving.queue_rows:
+            raise Busy(1)
+
+    async def _record(self, lines: Sequence[Prediction]) -> None:
+        written = asyncio.wrap_future(self.journal.record(lines))
+        try:
+            await asyncio.wait_for(written, self.serving.journal_seconds)
+        except TimeoutError:
+            raise JournalError(
+                f"The journal has not written the answer down within {self.serving.journal_seconds:g} s "
+                "(flows.serve.journal_seconds)."
+            ) from None
 
     async def _compute(self, model: str, rows: Sequence[Row]) -> tuple[Served, Sequence[Traced]]:
         while True:
@@ -85,7 +150,7 @@ class Service:
         shadow = self.live.shadow(answered.served.model)
         if shadow is None or shadow.version == answered.served.version or not self._is_chosen(answered):
             return
-        if answered.served.batcher.queued_rows:
+        if answered.served.batcher.queued_rows or self.journal.num_waiting > self.serving.queue_rows:
             self.metrics.shadow.labels(shadow.model, "left_out").inc(len(rows))
             return
         task = asyncio.get_running_loop().create_task(self._ask_shadow(shadow, rows, answered, client))
@@ -106,7 +171,7 @@ class Service:
             copy = Answered(shadow, ids, traced, round(1000 * (time.perf_counter() - started), 3))
             lines = _journal_lines(copy, client, answered.ids)
             if lines:
-                await asyncio.wrap_future(self.journal.record(lines))
+                await self._record(lines)
             outcome = "answered"
         except (Busy, Retired):
             outcome = "left_out"

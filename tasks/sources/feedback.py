@@ -6,19 +6,21 @@ for personal data), what the label says by name, and `prediction_at`, `predictio
 
 Each prediction is in one partition, whatever is said of it later. A label that was corrected gives its partition
 another pin, and the row keeps its id. Predictions that the journal has forgotten leave their partitions pinned as they
-were.
+were. A label that is not of its column's type, which a journal may still hold from before that was checked, is null:
+the row stays, and validate says what is wrong with it.
 """
 
 import contextlib
 import datetime as dt
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from tasks.errors import SourceError
+from tasks.labels import told
 from tasks.params import CollectFeedback
 from tasks.sources import Partition, Source
 
@@ -37,7 +39,14 @@ _META = {
 
 
 class Feedback:
-    """A partition for each pull that found new labels."""
+    """A partition for each pull that found new labels.
+
+    `kinds` are the types of the columns of the problem that the labels are about. What is not among them has to be of
+    one type in all rows of a batch.
+    """
+
+    def __init__(self, kinds: Mapping[str, pl.DataType] | None = None) -> None:
+        self._kinds = kinds or {}
 
     def partitions(self, options: CollectFeedback, known: Sequence[Partition]) -> list[Partition]:
         with _connected(options) as connection:
@@ -56,7 +65,7 @@ class Feedback:
             for batch in _batches(connection, options.model, pin["after"], pin["until"], pin["as_of"], rows_per_batch):
                 digest.update(_text(batch))
                 num_rows += len(batch)
-                yield _frame(batch, partition.name)
+                yield _frame(batch, partition.name, self._kinds)
         if (num_rows, digest.hexdigest()) != (pin["rows"], pin["sha256"]):
             raise SourceError(
                 f"{partition.name}: the journal no longer has these rows as they were pinned ({num_rows:,} now, "
@@ -164,7 +173,7 @@ def _text(batch: Sequence[Any]) -> bytes:
     return "".join(f"{json.dumps(row, sort_keys=True, ensure_ascii=False)}\n" for row in batch).encode()
 
 
-def _frame(batch: Sequence[dict[str, Any]], place: str) -> pl.DataFrame:
+def _frame(batch: Sequence[dict[str, Any]], place: str, kinds: Mapping[str, pl.DataType]) -> pl.DataFrame:
     meta = pl.DataFrame(
         {
             "id": [row["id"] for row in batch],
@@ -174,11 +183,15 @@ def _frame(batch: Sequence[dict[str, Any]], place: str) -> pl.DataFrame:
         },
         schema=_META,
     )
+    said = [{**row["inputs"], **row["label"]} for row in batch]
+    known = {name: kind for name, kind in kinds.items() if any(name in row for row in said)}
     try:
-        told = pl.DataFrame([{**row["inputs"], **row["label"]} for row in batch], infer_schema_length=None)
+        frame = pl.DataFrame(
+            [{**row, **told(row, known)} for row in said], schema_overrides=known, infer_schema_length=None
+        )
     except (TypeError, pl.exceptions.PolarsError) as error:
         raise SourceError(f"{place}: the journal's rows do not have one type by column: {error}") from None
-    return meta.hstack(told)
+    return meta.hstack(frame)
 
 
 SOURCE: Source[CollectFeedback] = Feedback()
