@@ -1,6 +1,9 @@
 """Predictions and the labels that come later, in SQLite and in a real PostgreSQL: tasks/journal.py."""
 
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -10,8 +13,11 @@ import polars as pl
 import pytest
 import sqlalchemy as sa
 
-from tasks.database import JournalError, open_engine, writing
-from tasks.journal import Journal, Label, Prediction, open_journal
+from tasks import journal as journals
+from tasks.database import JournalError, open_engine, reading, writing
+from tasks.journal import Journal, Prediction, UnknownPrediction, open_journal
+from tasks.labels import Label
+from tests.conftest import REPOSITORY
 from tests.postgres_server import PASSWORD, Server, started
 
 
@@ -112,6 +118,59 @@ def test_a_label_for_what_was_never_predicted_keeps_none_of_those_beside_it(jour
     assert journal.window("reviews")["label"].to_list() == [None]
 
 
+def test_many_labels_are_written_in_parts_and_all_of_them_come_back(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journals, "_ROWS_PER_BATCH", 10)
+    write(journal, *(prediction(number) for number in range(35)))
+    labels = [label(number) for number in range(35)] + [label(3, "positive"), label(3, "positive")]
+    assert journal.add_labels(labels, model="reviews", client=None) == 36
+    assert journal.add_labels(labels[:35], model="reviews", client=None) == 1
+    assert journal.window("reviews")["label"].to_list() == ['{"label": "negative"}'] * 35
+    with pytest.raises(UnknownPrediction, match=f"{99:032d}"):
+        journal.add_labels([*(label(number, "neither") for number in range(34)), label(99)], model="reviews", client="")
+    assert set(journal.window("reviews")["label"]) == {'{"label": "negative"}'}
+
+
+def test_what_others_write_between_the_look_and_the_writing_is_minded(journal: Journal) -> None:
+    write(journal, *(prediction(number) for number in range(3)))
+    new, seen = journal._news([label(0), label(1), label(2)], "reviews")
+    journal.add_labels([label(0), label(1, "positive")], model="reviews", client="shop")
+    assert journal._keep(new, seen, "reviews", None)[0] == 2  # the first stands by now
+    assert [row["label"] for row in journal.window("reviews").to_dicts()] == ['{"label": "negative"}'] * 3
+    new, seen = journal._news([label(0, "positive"), label(1, "positive")], "reviews")
+    journal.forget([f"{1:032d}"])
+    with pytest.raises(UnknownPrediction, match=r"has forgotten the prediction 0+1 meanwhile"):
+        journal._keep(new, seen, "reviews", None)
+    assert journal.find(f"{0:032d}")["label"] == {"label": "negative"}  # type: ignore[index]
+
+
+def test_predictions_do_not_wait_for_a_file_of_labels(tmp_path: Path) -> None:
+    """A server beside `mill feedback`: two processes' journals, of which SQLite lets one write at a time."""
+    server, command = (open_journal(f"sqlite:///{tmp_path}/journal.sqlite") for _ in range(2))
+    write(server, *(prediction(number) for number in range(20_000)))
+    waited, is_over = [], threading.Event()
+
+    def go_on() -> None:
+        number = 20_000
+        while not is_over.is_set():
+            started = time.monotonic()
+            write(server, prediction(number))
+            waited.append(time.monotonic() - started)
+            number += 1
+
+    asking = threading.Thread(target=go_on)
+    asking.start()
+    started = time.monotonic()
+    assert command.add_labels([label(number) for number in range(20_000)], model="reviews", client=None) == 20_000
+    took = time.monotonic() - started
+    is_over.set()
+    asking.join(30)
+    server.close()
+    command.close()
+    assert max(waited) < took / 3, f"{max(waited):.2f} s of {took:.2f} s"
+
+
 def test_what_is_too_old_goes_with_its_labels(journal: Journal) -> None:
     write(journal, *(prediction(number) for number in range(4)))
     journal.add_labels([label(0), label(3)], model="reviews", client=None)
@@ -146,6 +205,74 @@ def test_a_backup_is_a_journal_as_it_stood_at_one_moment(journal: Journal, tmp_p
     # A label is written after its prediction, so none stands alone in a copy of one moment.
     assert window["label"].drop_nulls().len() in (held - 2499, held - 2500)
     assert window["inputs"][0] == '{"text":"film 0 ⟨EMAIL_1⟩ 🎬"}'
+
+
+BACK_UP = """
+import resource, sys
+from pathlib import Path
+from tasks.journal import open_journal
+journal = open_journal(sys.argv[1])
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+journal.find("none")
+before = peak()
+journal.backup(Path(sys.argv[2]))
+print(peak() - before)
+journal.close()
+"""
+
+
+def test_a_backup_needs_memory_for_a_part_of_the_journal_alone(url: str, journal: Journal, tmp_path: Path) -> None:
+    for start in range(0, 10_000, 500):
+        numbers = range(start, start + 500)
+        write(journal, *(prediction(number, version="v" * 12_000) for number in numbers))
+    done = subprocess.run(
+        [sys.executable, "-c", BACK_UP, url, str(tmp_path / "backup.sqlite")],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout) < 80, "megabytes, of a journal of 120"
+
+
+def test_a_statement_that_waits_is_ended_and_one_that_reads_may_take_its_time(url: str) -> None:
+    engine, name = open_engine(url)
+    if engine.dialect.name == "postgresql":
+        said = sa.text("SHOW statement_timeout")
+        with writing(engine, name) as connection:
+            assert connection.execute(said).scalar_one() == "30s"
+        with reading(engine, name) as connection:
+            assert connection.execute(said).scalar_one() == "0"
+        with writing(engine, name) as connection:
+            connection.execute(sa.text("SET LOCAL statement_timeout = 50"))
+            with pytest.raises(sa.exc.OperationalError, match="statement timeout"):
+                connection.execute(sa.text("SELECT pg_sleep(10)"))
+            connection.rollback()
+        parameters = engine.raw_connection().driver_connection.info.get_parameters()  # type: ignore[union-attr]
+        assert {"connect_timeout": "10", "tcp_user_timeout": "20000"}.items() <= parameters.items()
+    engine.dispose()
+
+
+def test_a_database_that_takes_nothing_is_known_and_so_is_when_it_does_again(
+    url: str, journal: Journal, postgres: Server
+) -> None:
+    """Known without anybody who writes: of a server that says it is not well nobody asks anything."""
+    assert journal.trouble is None
+    engine, name = open_engine(url)
+    with writing(engine, name) as connection:
+        connection.execute(sa.text("ALTER TABLE predictions RENAME TO elsewhere"))
+    with pytest.raises(JournalError):
+        write(journal, prediction(0))
+    assert "predictions" in str(journal.trouble)
+    with writing(engine, name) as connection:
+        connection.execute(sa.text("ALTER TABLE elsewhere RENAME TO predictions"))
+    engine.dispose()
+    deadline = time.monotonic() + 10
+    while journal.trouble is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    write(journal, prediction(1))
 
 
 def test_a_backup_is_never_written_over(journal: Journal, tmp_path: Path) -> None:
