@@ -21,6 +21,7 @@ from flows.locks import only_one
 from flows.merge import MergeConflict, merge_by_model
 from flows.publish import owe, publish
 from flows.registry import Version, champion, decisions, record_decision, settle
+from flows.results import results_of
 from flows.shadow import follow_challenger
 from flows.worktree import Worktree, check_out_data, clean_up, home_of, worktree
 from tasks.paths import Paths
@@ -267,12 +268,10 @@ def _concluded(
 def _commit(run: _Run, message: str) -> str:
     """Commit what the run made, to its branch; the commit."""
     folder, paths = run.tree.folder, Paths(run.model)
-    made = (
-        "dvc.lock",
-        *map(str, (paths.source_pin, paths.feedback_pin, paths.admissions, paths.forgotten, paths.reports)),
-    )
+    pulled = map(str, (paths.source_pin, paths.feedback_pin, paths.admissions, paths.forgotten, paths.reports))
+    made = [*(name for name in pulled if (folder / name).exists()), *results_of(folder, run.model)]
     git(folder, "add", "--update")
-    git(folder, "add", "--all", "--", *(name for name in made if (folder / name).exists()))
+    git(folder, "add", "--all", "--", *made, env={"GIT_LITERAL_PATHSPECS": "1"})
     before = git(folder, "rev-parse", "HEAD")
     commit = git(folder, "commit-tree", git(folder, "write-tree"), "-p", before, stdin=message)
     git(folder, "update-ref", "-m", "retrain", f"refs/heads/{run.tree.branch}", commit, before)

@@ -1,12 +1,14 @@
 """The DVC graph as DVC has it: which stages there are, what each waits for, and the order of `dvc repro`."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from flows.merge import model_of_stage
 from tasks.errors import MillError, did_you_mean
+from tasks.params import load
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
@@ -75,6 +77,22 @@ def read_graph(repo: "Repo", models: Sequence[str], known: Iterable[str]) -> tup
     after = _beside_frozen(repo.index.graph, order)
     nodes = [Node(address_of(stage), _addresses(graph.successors(stage)), _addresses(after[stage])) for stage in order]
     return nodes, {address_of(stage): stage for stage in order}
+
+
+@contextlib.contextmanager
+def line_of(folder: Path, model: str) -> Iterator[tuple["Repo", Mapping[str, "Stage"]]]:
+    """DVC in a folder, and by address the stages that a run of the model there goes through; no command holds it up.
+
+    Raises LineError where DVC cannot read the pipelines, or none has a stage of the model.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(folder)) as repo:
+            yield repo, read_graph(repo, [model], list(load(folder / "params.yaml").models))[1]
+    except DvcException as error:
+        raise LineError(f"DVC cannot read the pipelines of {folder}: {error}") from error
 
 
 def forced(nodes: Sequence[Node], asked: Sequence[str]) -> frozenset[str]:
