@@ -61,6 +61,7 @@ class Tried:
     answer: Mapping[str, Any] | None = None
     parts: Sequence[Part] = ()
     reason: str = ""
+    unexplained: str = ""  # why there are no parts, where there could be
 
     @property
     def weights(self) -> list[tuple[str, int, bool]]:

@@ -9,6 +9,7 @@ import base64
 import binascii
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs
 
 from fastapi import FastAPI, Request, Response
@@ -18,7 +19,8 @@ from flows.index import entries_of
 from flows.live_page import LiveModel, Tried, live_model
 from flows.up import running
 from flows.worktree import home_of
-from tasks.attribution import can_explain, word_effects
+from tasks.attribution import Part, can_explain, word_effects
+from tasks.database import JournalError
 from tasks.errors import MillError
 from tasks.monitor_report import HTML
 from tasks.pages import render
@@ -26,6 +28,7 @@ from tasks.serving.batcher import Busy
 from tasks.serving.keys import Client, Denied, Scope
 from tasks.serving.live import UnknownModel
 from tasks.serving.requests import BadRequest, rows_of
+from tasks.serving.served import Served
 from tasks.serving.service import Service
 
 # What the pages below reports/ are made of.
@@ -57,6 +60,9 @@ _DRAWN = {
         "style-src 'unsafe-inline'; img-src data: blob:; font-src data:; worker-src blob:; frame-ancestors 'none'"
     ),
 }
+
+# How long somebody's explanation waits for that of another.
+_EXPLANATION_SECONDS = 5
 
 
 def add_portal(app: FastAPI, root: Path, service: Service) -> None:
@@ -98,11 +104,12 @@ def add_portal(app: FastAPI, root: Path, service: Service) -> None:
 class _Portal:
     def __init__(self, root: Path, service: Service) -> None:
         self._root, self._service = root, service
+        self._explaining = asyncio.Semaphore(1)
 
     def denied(self, request: Request, scope: Scope) -> Response | None:
         """Who asks has to have a key, where keys are in use; None where that is so."""
         try:
-            _admitted(self._service, request, scope)
+            request.state.admitted = _admitted(self._service, request, scope)
         except Denied as error:
             headers = {**_HEADERS, "WWW-Authenticate": 'Basic realm="modelmill: the key is the password"'}
             return HTMLResponse(_said(str(error)), 401, headers)
@@ -147,19 +154,18 @@ class _Portal:
             return HTMLResponse(_said(str(error)), 404, _HEADERS)
         except Busy as error:
             tried = Tried(given, reason=f"The server is busy. Ask again in {error.retry_after} s.")
+        except JournalError as error:
+            tried = Tried(given, reason=f"{error} No answer goes out that is not in the journal.")
         return await asyncio.to_thread(self.page, {model: tried})
 
     async def _tried(self, model: str, given: Mapping[str, str], request: Request) -> Tried:
         problem = self._service.live.get(model).problem
         rows, _ = rows_of(dict(given), problem, 1)
-        client = _admitted(self._service, request, "predict")
-        answered = await self._service.answer(model, rows, request, client)
+        answered = await self._service.answer(model, rows, request, request.state.admitted)
         row = answered.rows[0]
         if row.reason:
             return Tried(given, reason=f"There is no answer: {row.reason}.")
-        parts = []
-        if can_explain(problem):
-            parts = await asyncio.to_thread(word_effects, answered.served.answerer, row.inputs)
+        parts = await self._explained(answered.served, row.inputs) if can_explain(problem) else []
         answer = {
             "id": answered.ids[0],
             "version": answered.served.version,
@@ -167,7 +173,22 @@ class _Portal:
             "labels": answered.served.answerer.runtime.signature.get("labels", []),
             **row.answer,
         }
+        if parts is None:
+            return Tried(given, answer, unexplained="Others are waiting, so which words drove it was not computed.")
         return Tried(given, answer, parts)
+
+    async def _explained(self, served: Served, inputs: Mapping[str, Any]) -> list[Part] | None:
+        """Which words drove an answer: some sixty texts, so one such at a time, and None where anybody waits."""
+        try:
+            await asyncio.wait_for(self._explaining.acquire(), _EXPLANATION_SECONDS)
+        except TimeoutError:
+            return None
+        try:
+            if any(other.batcher.queued_rows for other in self._service.live.served):
+                return None
+            return await asyncio.to_thread(word_effects, served.answerer, inputs)
+        finally:
+            self._explaining.release()
 
     def _live(self, model: str) -> LiveModel:
         trouble = self._service.live.failures.get(model, "")

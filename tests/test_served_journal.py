@@ -99,6 +99,10 @@ def test_labels_come_back_by_id(root: Path) -> None:
         ({"label": "negative"}, 422, "id is missing"),
         ({"id": "a", "lable": "negative"}, 422, "Did you mean 'label'?"),
         ({"id": 7, "label": "negative"}, 422, "id has to be a string"),
+        ({"id": "a\0b", "label": "negative"}, 422, "Row 0: 'a\\x00b' is no id: none has a NUL in it."),
+        ({"id": "a" * 50_000, "label": "negative"}, 404, "(50,000 characters) in the journal."),
+        ({"id": "a", "label": "negative", "n" * 50_000: 1}, 422, "(50,000 characters) is not asked for."),
+        ([{"id": "a", "label": "negative"}] * 33, 413, "33 labels in one request; at most 32 are taken."),
         ([], 422, "Expected an object with id, label"),
         ("text", 422, "Expected an object with id, label"),
     ],
@@ -108,6 +112,39 @@ def test_what_is_wrong_with_a_label_is_said(root: Path, content: object, status:
         answer = server.client.post("/models/tiny/feedback", json=content)
     assert answer.status_code == status
     assert sentence in answer.json()["error"]
+    assert len(answer.content) < 500
+
+
+@pytest.mark.parametrize("value", [["p"], {"is": "p"}, 7, True, None])
+def test_a_label_of_another_type_is_refused_and_none_beside_it_is_kept(root: Path, value: object) -> None:
+    with running(root) as server:
+        answers = [ask(server), ask(server)]
+        content = [{"id": answers[0]["id"], "label": "negative"}, {"id": answers[1]["id"], "label": value}]
+        refused = server.client.post("/models/tiny/feedback", json=content)
+    assert refused.status_code == 422
+    assert refused.json()["error"].startswith("Row 1: label")
+    assert [line["label"] for line in journalled(root)] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ({"data": ["a film", " "], "shape": [2]}, "Row 1: there is no answer: text is empty."),
+        ({"data": ["a film"], "shape": [1], "outputs": [{"name": "lable"}]}, "There is no output 'lable'."),
+    ],
+)
+def test_tensors_that_get_no_answer_are_not_in_the_journal(
+    root: Path, content: dict[str, object], sentence: str
+) -> None:
+    outputs = {"outputs": content.pop("outputs")} if "outputs" in content else {}
+    asked = {"inputs": [{"name": "text", "datatype": "BYTES", **content}], **outputs}
+    with running(root) as server:
+        answer = server.client.post("/v2/models/tiny/infer", json=asked)
+        figures = server.client.get("/metrics").text
+    assert answer.status_code == 422
+    assert sentence in answer.json()["error"]
+    assert journalled(root) == []
+    assert 'outcome="failed"' not in figures  # which the monitor would take for a server that is not well
 
 
 def test_no_answer_goes_out_that_cannot_be_written_down(root: Path, small_disk: Callable[[str], Path]) -> None:

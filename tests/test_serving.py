@@ -1,5 +1,7 @@
 """The model server, over HTTP: tasks/serving."""
 
+import errno
+import pkgutil
 import shutil
 import socket
 import threading
@@ -224,6 +226,49 @@ def test_a_damaged_list_of_versions_takes_none_out_of_use(versions: tuple[Path, 
         (root / ".mill/live.json").write_text(damage)
         wait_until(lambda: server.live.failures)
         assert server.predict(TEXT).json()["version"] == one.version
+
+
+def test_what_cannot_be_read_is_said_and_later_promotions_are_followed(
+    versions: tuple[Path, Release, Release], caplog: pytest.LogCaptureFixture
+) -> None:
+    root, one, two = versions
+    file = root / ".mill/live.json"
+    with running(root) as server:
+        file.unlink()
+        file.mkdir()
+        reason = wait_until(lambda: server.live.failures.get("live.json"))
+        assert reason == f"{file} cannot be read: Is a directory."
+        assert server.predict(TEXT).json()["version"] == one.version
+        time.sleep(0.5)
+        file.rmdir()
+        use(root, two)
+        wait_for(server, two.version)
+        assert "live.json" not in server.live.failures
+    assert [record.getMessage() for record in caplog.records].count("unread") == 1
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), RuntimeError("no thread is left")])
+def test_what_fails_for_a_moment_is_looked_at_again_though_it_has_not_changed(
+    versions: tuple[Path, Release, Release], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    root, _, two = versions
+    name = "tasks.serving.live.read_json" if isinstance(error, OSError) else "threading.Thread.start"
+    owner, _, attribute = name.rpartition(".")
+    real = pkgutil.resolve_name(name)
+    failed = threading.Event()
+
+    def fail(*arguments: Any) -> Any:
+        is_meant = isinstance(error, OSError) or arguments[0].name.startswith("load-")
+        if is_meant and not failed.is_set():
+            failed.set()
+            raise error
+        return real(*arguments)
+
+    with running(root) as server:
+        monkeypatch.setattr(pkgutil.resolve_name(owner), attribute, fail)
+        use(root, two)
+        assert failed.wait(10)
+        wait_for(server, two.version)
 
 
 def test_a_version_that_is_too_slow_never_takes_over(versions: tuple[Path, Release, Release]) -> None:

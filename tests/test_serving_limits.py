@@ -100,6 +100,66 @@ def test_all_bodies_together_have_a_limit(server: Running) -> None:
     assert is_well(server)
 
 
+CHUNKED = b"POST /models/tiny/predict HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def chunk(content: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(content), content)
+
+
+def test_small_bodies_that_do_not_say_their_size_hold_no_more_than_that(server: Running) -> None:
+    with contextlib.ExitStack() as stack:
+        many = [stack.enter_context(connected(server)) for _ in range(40)]
+        for connection in many:
+            connection.sendall(CHUNKED + chunk(b'{"text": '))
+        for connection in many:
+            connection.sendall(chunk(b'"a film"}') + b"0\r\n\r\n")
+        answers = [said(connection) for connection in many]
+    assert {answer.split(b" ")[1] for answer in answers} == {b"200"}
+
+
+def test_large_bodies_that_do_not_say_their_size_have_the_same_limit_together(server: Running) -> None:
+    with contextlib.ExitStack() as stack:
+        many = [stack.enter_context(connected(server)) for _ in range(40)]
+        for connection in many:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # sent away meanwhile
+                connection.sendall(CHUNKED + chunk(b"x" * 99_000))
+        answers = [said(connection) for connection in many]
+    statuses = [answer.split(b" ")[1] for answer in answers if answer]
+    assert set(statuses) == {b"408", b"429"}
+    assert statuses.count(b"408") <= 33
+    assert is_well(server)
+
+
+def test_what_a_caller_wrote_is_neither_compared_nor_said_at_full_length(server: Running) -> None:
+    import time
+
+    from tasks.errors import did_you_mean
+
+    strange = "text" * 20_000
+    for path, content in (
+        ("/models/tiny/predict", {strange: "a"}),
+        ("/models/tiny/feedback", {"id": "a", "label": "b", strange: "c"}),
+        ("/v2/models/tiny/infer", {"inputs": [{"name": strange}]}),
+        (
+            "/v2/models/tiny/infer",
+            {
+                "inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}],
+                "outputs": [{"name": strange}],
+            },
+        ),
+        (f"/models/{strange[:5000]}/predict", {"text": "a"}),
+    ):
+        answer = server.client.post(path, json=content)
+        assert answer.status_code in (404, 422)
+        assert len(answer.content) < 500, path
+        assert "000 characters)" in answer.json()["error"]
+    started = time.process_time()
+    assert did_you_mean("x" * 4_000_000, ["text"]) == ""
+    assert did_you_mean("nothing like them", (str(number) * 8 for number in range(10**9))) == ""
+    assert time.process_time() - started < 0.3
+
+
 def test_what_is_no_http_is_refused(server: Running) -> None:
     with connected(server) as strange:
         strange.sendall(b"\x16\x03\x01 hello\r\n\r\n")

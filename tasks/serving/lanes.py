@@ -25,7 +25,7 @@ def _quota() -> int | None:
     try:
         spend, period = _QUOTA.read_text(encoding="ascii").split()
         return max(1, math.ceil(int(spend) / int(period)))
-    except (OSError, ValueError):  # no control groups, or `max`
+    except (OSError, ValueError, ZeroDivisionError):  # no control groups, or `max`
         return None
 
 

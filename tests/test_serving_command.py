@@ -1,0 +1,87 @@
+"""What `mill serve` and `mill rollback` do together, each as its own process; and how soon an answer is on its way."""
+
+import http.client
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from flows.registry import promote
+from flows.store import live_file
+from tasks.release import read_release
+from tasks.shards import read_json, write_json
+from tests.conftest import REPOSITORY
+from tests.registered import History
+from tests.test_serve_command import START, mill_serve, root
+
+__all__ = ["root"]  # a fixture
+
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")
+
+
+def mill(folder: Path, *arguments: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [sys.executable, "-c", START, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_mill_rollback_is_live_in_a_running_server_within_two_seconds(history: History) -> None:
+    for number in (1, 2):
+        promote(history.root, history.version(number), why="better")
+    params = read_json(history.root / "params.yaml")
+    params["flows"]["serve"]["port"] = 0
+    write_json(history.root / "params.yaml", params)
+    one, two = (read_release(history.packed / str(number)).version for number in (1, 2))
+    live: list[float] = []
+    with mill_serve(history.root) as (_, url), httpx.Client(base_url=url, timeout=30) as client:
+
+        def version() -> str:
+            return str(client.post("/models/films/predict", json={"text": "a film"}).json()["version"])
+
+        def watch() -> None:
+            deadline = time.time() + 60
+            while version() != one and time.time() < deadline:
+                time.sleep(0.01)
+            live.append(time.time())
+
+        assert version() == two
+        watching = threading.Thread(target=watch)
+        watching.start()
+        said = mill(history.root, "rollback", "films", "--why", "complaints")
+        over = time.time()
+        watching.join(90)
+        assert version() == one
+    assert "films@v1.0.0 is the champion of films now" in said
+    # The command begins with what every command does. It is held to what comes after: from its telling the server, and
+    # it may not be over before the server could have heard.
+    told = live_file(history.root).stat().st_mtime
+    assert live[0] - told < 2
+    assert live[0] - over < 2
+
+
+def test_no_answer_waits_for_the_acknowledgement_of_its_headers(root: Path) -> None:
+    """With Nagle's algorithm an answer's body waits for the caller's delayed acknowledgement of its head, 40 ms."""
+    with mill_serve(root) as (_, url):
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
+        taken = []
+        for _ in range(60):
+            started = time.perf_counter()
+            connection.request("GET", "/healthz")
+            connection.getresponse().read()
+            taken.append(time.perf_counter() - started)
+        connection.close()
+    assert statistics.median(taken) < 0.03
