@@ -27,6 +27,7 @@ from flows.worktree import home_of
 from tasks.errors import MillError
 from tasks.paired import Discordance
 from tasks.paths import Paths
+from tasks.shards import read_rows
 
 MODEL = "reviews"
 
@@ -53,49 +54,50 @@ class Demo:
 
     def play(self, *, stay: bool) -> None:
         """All of it. Raises DemoError where something does not come as it should."""
-        tweets = self._tweets()
-        unseen, others = tweets.head(_HELD_OUT), tweets.slice(_HELD_OUT)
         self._chapter("From film reviews to a first version")
         self._mill("retrain", MODEL)
         self._mill("sync")
         self._run("dvc", "checkout", "-q", str(Paths(MODEL).clean))
-        clean = pl.read_parquet(self.root / Paths(MODEL).clean / "*.parquet")
-        films = (
-            clean.filter(pl.col("split") == "test")
-            .select("id", "text", "label")
-            .sample(fraction=1, seed=1, shuffle=True)
-        )
-        first = self._champion()
         with self._up():
-            self._chapter("Film reviews that it has never seen are asked: nothing is wrong")
-            self._ask(films.head(_AT_FIRST))
-            self._look_at_it(alarm=False)
-            self._picture("films")
-            self._chapter("Tweets come: the world has moved, and labels are asked for")
-            before = self._scored(unseen, "before")
-            film_before = self._scored(films, "films-before")
-            self._label(self._ask(others.head(_AT_FIRST)), 100)
-            self._look_at_it(alarm=True)
-            self._picture("alarm", f"{MODEL}/monitor.html")
-            self._chapter("Labels come in, which starts a retrain on both; the gate decides")
-            self._label(self._ask(others.slice(_AT_FIRST)))
-            self._look_at_it(alarm=True)
-            second = self._await_better_than(first)
-            self._picture("gate", self._gate_page())
-            self._chapter(f"{second} is live")
-            self._label(self._ask(_mixed(films.slice(_AT_FIRST), unseen.head(150))))
-            self._look_at_it(alarm=False)
-            self._mill("sync")
-            self._picture("learned")
-            self._say(f"\nRows that nothing was trained on, {first} → {second}:")
-            self._compare("tweets", before, self._scored(unseen, "after"))
-            self._compare("film reviews", film_before, self._scored(films, "films-after"))
-            self._say(f"Took {self._clock()}. {self._portal} shows it; so does `mill up` in {self.root}.")
+            self._live()
             if stay:
                 self._say("It goes on until Ctrl-C.")
                 with contextlib.suppress(KeyboardInterrupt):
                     while True:
                         time.sleep(_POLL_SECONDS)
+
+    def _live(self) -> None:
+        """What happens while it is served. Rows to compare versions on are none that anything learns from."""
+        films, tweets = self._films(), self._tweets()
+        unseen, others = tweets.head(_HELD_OUT), tweets.slice(_HELD_OUT)
+        first = self._champion()
+        self._chapter("Film reviews that it has never seen are asked: nothing is wrong")
+        self._ask(films.head(_AT_FIRST))
+        self._look_at_it(alarm=False)
+        self._picture("films")
+        self._chapter("Tweets come: the world has moved, and labels are asked for")
+        before = [self._scored(films, "films-before"), self._scored(unseen, "tweets-before")]
+        self._label(self._ask(others.head(_AT_FIRST)), 100)
+        self._look_at_it(alarm=True)
+        self._picture("alarm", f"{MODEL}/monitor.html")
+        self._chapter("Labels come in, which starts a retrain on both; the gate decides")
+        self._label(self._ask(others.slice(_AT_FIRST)))
+        self._look_at_it(alarm=True)
+        second = self._await_better_than(first)
+        self._picture("gate", self._gate_page())
+        self._chapter(f"{second} is live")
+        self._label(self._ask(_mixed(films.slice(_AT_FIRST), unseen.head(150))))
+        self._look_at_it(alarm=False)
+        self._mill("sync")
+        self._picture("learned")
+        self._say(f"\nRows that nothing was trained on, {first} → {second}:")
+        self._compare("film reviews", before[0], self._scored(films, "films-after"))
+        self._compare("tweets", before[1], self._scored(unseen, "tweets-after"))
+        self._say(f"Took {self._clock()}. {self._portal} shows it; so does `mill up` in {self.root}.")
+
+    def _films(self) -> pl.DataFrame:
+        rows = read_rows(self.root / Paths(MODEL).clean).filter(pl.col("split") == "test")
+        return rows.select("id", "text", "label").sort("id").sample(fraction=1, seed=1, shuffle=True)
 
     def _tweets(self) -> pl.DataFrame:
         tweets = pl.read_parquet(self.root / _SAMPLE).filter((pl.col("domain") == "tweets") & (pl.col("score") != 0))
@@ -172,10 +174,10 @@ class Demo:
         self._until(lambda: self._champion() != first, "the promotion", 120)
         second = champion(self.root, MODEL)
         assert second is not None  # noqa: S101
-        self._until(lambda: self._live() == second.release, "the new version's place in the server", 120)
+        self._until(lambda: self._served() == second.release, "the new version's place in the server", 120)
         return second.tag
 
-    def _live(self) -> str:
+    def _served(self) -> str:
         return str(httpx.get(f"{self._server}/models/{MODEL}").raise_for_status().json()["version"])
 
     def _gate_page(self) -> str:

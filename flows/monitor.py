@@ -24,7 +24,7 @@ from flows.serve import journal_url
 from flows.store import current, version_folder
 from tasks.errors import MillError, ParamsError, ReleaseError
 from tasks.monitor import ALARM, Judged, Subject, judge_window, open_subject, sentence
-from tasks.monitor_report import keep_snapshot, make_report, save_report
+from tasks.monitor_report import drop_snapshot, keep_snapshot, make_report, save_report
 from tasks.release import Release, read_release
 from tasks.shards import write_json
 from tasks.windows import Window, Windows, cut, open_windows
@@ -144,8 +144,14 @@ class _Look:
             memory = self._look_at(memory, version, numbers, live, subjects)
         memory = self._settled(memory, pending, live)
         self.watched.write(memory)
-        self.watched.drop_pages(memory, self.params.keep_pages)
+        for number in self.watched.drop_old(memory, self.params.keep_pages):
+            drop_snapshot(self._workspace, self.model, number)
+            self.watched.drop_window(number)
         return self._conclude(memory, memory.windows - before.windows, subjects[live.version], pending)
+
+    @property
+    def _workspace(self) -> Path:
+        return self.root / ".mill" / "evidently"
 
     def _look_at(
         self, memory: Memory, version: str, numbers: Any, live: Release, subjects: dict[str, Subject]
@@ -198,7 +204,7 @@ class _Look:
             self._right(subject, judged),
             f"{self.model} window {number}",
         )
-        keep_snapshot(snapshot, self.root / ".mill" / "evidently", self.model, number)
+        keep_snapshot(snapshot, self._workspace, self.model, number)
         with self.watched.new_window(number) as folder:
             save_report(snapshot, folder)
             write_json(folder / RECORD, {"number": number, "model": self.model, **judged.record})

@@ -7,6 +7,7 @@ folder, and no other one twice.
 
 import contextlib
 import fcntl
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,9 @@ from tasks.monitor_report import HTML
 from tasks.shards import atomic_folder, read_json, write_json
 
 RECORD = "window.json"
+
+# Of a hundred predictions each these are the last hundred thousand, and a hundred megabytes.
+KEPT_WINDOWS = 1000
 
 
 @dataclass(frozen=True)
@@ -101,10 +105,20 @@ class Watched:
         numbers = range(max(1, memory.windows - most + 1), memory.windows + 1)
         return [self.record(number) for number in numbers if (self.window(number) / RECORD).exists()]
 
-    def drop_pages(self, memory: Memory, keep: int) -> None:
-        """Delete Evidently's pages of all but the newest windows, four megabytes each; what they say stays."""
-        for folder in sorted((self.folder / "windows").glob("*"))[::-1]:
-            if folder.name.isdigit() and int(folder.name) <= memory.windows - keep:
-                if not (folder / HTML).exists():
-                    break
-                (folder / HTML).unlink()
+    def drop_old(self, memory: Memory, keep_pages: int) -> list[int]:
+        """Delete Evidently's pages, four megabytes each, of all but the newest windows, and windows that are very old.
+
+        Gives the numbers of these, whose places in Evidently's history go with them.
+        """
+        gone = []
+        for folder in sorted((self.folder / "windows").glob("[0-9]*")):
+            age = memory.windows - int(folder.name)
+            if age >= keep_pages:
+                (folder / HTML).unlink(missing_ok=True)
+            if age >= KEPT_WINDOWS:
+                gone.append(int(folder.name))
+        return gone
+
+    def drop_window(self, number: int) -> None:
+        """Delete all that was found of a window."""
+        shutil.rmtree(self.window(number))

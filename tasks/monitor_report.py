@@ -86,13 +86,29 @@ def keep_snapshot(snapshot: "Snapshot", workspace: Path, model: str, number: int
 
     workspace.mkdir(parents=True, exist_ok=True)
     store = Workspace.create(str(workspace))
-    project = uuid.uuid5(_NAMESPACE, model)
+    project = _project_of(model)
     if store.get_project(project) is None:
         store.add_project(
             ProjectModel(id=project, name=model, description=f"What {model} was asked, window by window.")
         )
         _add_panels(store, project)
-    store.state.write_snapshot(project, uuid.uuid5(_NAMESPACE, f"{model} {number}"), snapshot.to_snapshot_model())
+    store.state.write_snapshot(project, _snapshot_of(model, number), snapshot.to_snapshot_model())
+
+
+def drop_snapshot(workspace: Path, model: str, number: int) -> None:
+    """Take a window out of the workspace; one that is not there is no mistake."""
+    _import_evidently()
+    from evidently.ui.workspace import Workspace
+
+    Workspace.create(str(workspace)).delete_run(_project_of(model), _snapshot_of(model, number))
+
+
+def _project_of(model: str) -> uuid.UUID:
+    return uuid.uuid5(_NAMESPACE, model)
+
+
+def _snapshot_of(model: str, number: int) -> uuid.UUID:
+    return uuid.uuid5(_NAMESPACE, f"{model} {number}")
 
 
 def _import_evidently() -> None:

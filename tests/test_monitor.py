@@ -14,6 +14,7 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
+from flows import monitored
 from flows.cli import app
 from flows.feedback import add_feedback
 from flows.monitor import Looked, monitor
@@ -97,6 +98,20 @@ def test_without_a_window_of_predictions_it_says_how_many_there_are(world, usual
     assert f"not enough predictions: 37 of {WINDOW}" in look(world).sentence
     assert f"37 of {WINDOW}" in page(world)
     assert records(world) == []
+
+
+def test_what_was_found_of_very_old_windows_goes_with_their_place_in_evidentlys_history(world, usual, monkeypatch):
+    from evidently.ui.workspace import Workspace
+
+    monkeypatch.setattr(monitored, "KEPT_WINDOWS", 2)
+    for _ in range(3):
+        world.ask(usual(WINDOW))
+        looked = look(world)
+    assert [one["number"] for one in records(world)] == [2, 3]
+    assert looked.verdict == "ok"
+    store = Workspace.create(str(world.root / ".mill/evidently"))
+    [project] = store.list_projects()
+    assert len(store.list_runs(project.id)) == 2
 
 
 def test_traffic_like_the_held_out_rows_is_ok_and_judged_once(world, released, usual):
