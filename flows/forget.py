@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from flows.asking import ask_for_retrain
 from flows.forgetting import ForgetError, Plan, counted, look, named
 from flows.git import LIVE, GitError, attempt, check_live_is_free, check_repository, git, main_branch, tip
 from flows.locks import only_one
@@ -80,7 +81,7 @@ def forget(
         left = _purge(home, plan, objects, journal) if purge_too else []
     if told := publish(home):
         print(told)
-    print("\n".join(_then(model, left)))
+    print("\n".join(_then(model, left, ask_for_retrain(home, model, "rows were forgotten"))))
     return LEFT if left else DONE
 
 
@@ -173,12 +174,14 @@ def _purge(home: Path, plan: Plan, objects: Objects, journal: "Journal | None") 
     return left
 
 
-def _then(model: str, left: Sequence[str]) -> list[str]:
-    """What is still to do."""
+def _then(model: str, left: Sequence[str], asked: str | None) -> list[str]:
+    """What is still to do; `asked` is the run of the retrain, where one could be asked for."""
     lines = [f"NOT PURGED: {sentence}" for sentence in left]
+    next_is = (
+        f"A retrain was asked for: {asked}" if asked else f"Next: mill retrain {model} --why 'rows were forgotten'."
+    )
     lines.append(
-        f"Next: mill retrain {model} --why 'rows were forgotten'. Until its version is promoted, the one in use has "
-        "learned from them; where the gate keeps that one, `mill promote VERSION --why …` puts the new one in use. "
-        "Push main: git push"
+        f"{next_is} Until its version is promoted, the one in use has learned from them, and `mill status` says so; "
+        "where the gate keeps that one, `mill promote VERSION --why …` puts the new one in use. Push main: git push"
     )
     return lines

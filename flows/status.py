@@ -14,6 +14,7 @@ from typing import Any
 
 from flows.git import LIVE, blob, check_live_is_free, git, main_branch, tip
 from flows.landing import PROMOTE
+from flows.marks import marks
 from flows.merge import merge_by_model
 from flows.params import ModelFlows, load_flows
 from flows.registry import champion, decisions, spoken
@@ -72,6 +73,7 @@ def status_of(root: Path, now: datetime) -> Status:
         with _for_a_person(needs, model):
             lines += _of_git(home, model)
             needs += (f"{model}: {sentence}" for sentence in _undecided(home, model, flows.models.get(model)))
+            needs += _forgotten(home, model)
         for plan in plans:
             if plan.model == model:
                 lines += _of_runs(plan, seen.get(plan.name), now)
@@ -120,6 +122,13 @@ def _undecided(home: Path, model: str, flows: ModelFlows | None) -> Iterator[str
             yield f"{last['challenger']} was to be promoted, and is not: mill retrain {model} goes on, or says why not."
     if flows is not None:
         yield from _worn_out(home, model, made, flows.gate)
+
+
+def _forgotten(home: Path, model: str) -> Iterator[str]:
+    """That the version in use has learned from rows that it should not know any more."""
+    now = champion(home, model)
+    if now is not None and (mark := marks(home, model).get(now.tag)):
+        yield f"{now.tag} is in use. {mark.sentence} A version without them: mill retrain {model}"
 
 
 def _worn_out(home: Path, model: str, made: Sequence[Mapping[str, Any]], gate: Gate) -> Iterator[str]:

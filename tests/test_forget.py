@@ -21,7 +21,7 @@ from flows.locks import only_one
 from flows.marks import marks
 from flows.objects import Place
 from flows.pull import pull
-from flows.status import _of_branches
+from flows.status import _forgotten, _of_branches
 from flows.trace import trace_row
 from flows.worktree import Busy
 from tasks.forgotten import read_forgotten
@@ -109,7 +109,9 @@ def test_a_forgotten_row_leaves_later_data_and_the_versions_that_saw_it_are_mark
     assert go(world, old, new, purge_too=False) == 0
     said = capsys.readouterr().out
     assert "films@v1.1.0      1 in train, 1 in test, the champion" in said
-    assert "mill retrain films" in said
+    assert "Next: mill retrain films" in said
+    (need,) = _forgotten(world.root, "films")
+    assert need.startswith("films@v1.1.0 is in use. It can still be made again, though 2 rows that it saw were forg")
     assert git(world.root, "diff", "--name-only", before, "main") == "data/films/forgotten.jsonl"
     text = (world.root / "data/films/forgotten.jsonl").read_text()
     assert old not in text

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 
+from flows.asking import ask_for_retrain
 from flows.events import emit_drift
 from flows.git import git
 from flows.registry import decisions
@@ -214,6 +215,15 @@ def test_drift_learns_when_it_has_cooled_down_and_costs_nothing_before(repositor
     emit_drift(repository, "films", "The words are others.")
     run = eventually(lambda: runs[-1] if len(runs := prefect.runs()) > before + 1 else None)
     assert prefect.ended(run["id"])["name"] in ("Refused", "Nothing")
+
+
+def test_a_retrain_that_somebody_asks_for_is_run_and_says_why(repository, prefect):
+    arrive(repository, "films", 3)
+    page = ask_for_retrain(repository, "films", "rows were forgotten")
+    assert page is not None
+    assert prefect.ended(page.rpartition("/")[2])["name"] == "Refused"
+    assert decisions(repository, "films")[-1]["why"] == "rows were forgotten"
+    assert ask_for_retrain(repository, "songs", "rows were forgotten") is None
 
 
 def test_what_changes_in_params_is_taken_over_and_a_mistake_in_it_is_not(repository, started, prefect):
