@@ -22,13 +22,13 @@ vars: [how.yaml]
 stages:
   words:
     cmd: >-
-      ${command} raw/* stock.txt SHELF > words.txt && echo '{"lists": 3}' > counts.json && echo '<p>3' > counts.html
+      mkdir -p made && ${command} raw/* stock.txt SHELF > made/words.txt && echo '{"lists": 3}' > counts.json && echo '<p>3' > counts.html
       && mkdir -p notes && echo slow > notes/run.log && echo 3 > 'notes/how many'
       && cat raw/* stock.txt SHELF | wc -l >> RUNS
     deps: [raw, stock.txt, SHELF]
     params: [{"how.yaml": [level]}]
     outs:
-      - words.txt
+      - made/words.txt
       - counts.json: {cache: false}
       - counts.html: {cache: false}
       - notes: {cache: false}
@@ -46,7 +46,7 @@ def made(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: 
     folder = tmp_path_factory.mktemp("lists")
     root = Path(shutil.copytree(toy, folder / "repository", symlinks=True))
     write_text(folder / "shelf.txt", "of nobody\n")
-    write_text(root / "dvc.yaml", STAGES.replace("make.py,", "make.py, lists/words.txt,"))
+    write_text(root / "dvc.yaml", STAGES.replace("make.py,", "make.py, lists/made/words.txt,"))
     write_text(
         root / "lists/dvc.yaml", LISTS.replace("SHELF", f"{folder}/shelf.txt").replace("RUNS", f"{folder}/runs.txt")
     )
@@ -91,9 +91,9 @@ def test_what_any_pipeline_of_the_line_has_made_and_git_keeps_comes_to_live(repo
     assert git(repository, "diff", "--name-only", "main", LIVE).splitlines() == [
         "data/films/source.json",
         "dvc.lock",
-        "lists/.gitignore",
         "lists/counts.json",
         "lists/dvc.lock",
+        "lists/made/.gitignore",
         "lists/notes/how many",
         "reports/films/deploy.json",
         "reports/films/gate.json",
@@ -122,7 +122,7 @@ def test_what_is_new_to_any_pipeline_of_the_line_is_learned(repository: Path) ->
     ("file", "before", "after"),
     [
         ("lists/dvc.yaml", "${command} raw", "${command} -A raw"),
-        ("lists/dvc.yaml", "      - words.txt\n", "      - words.txt: {persist: true}\n"),
+        ("lists/dvc.yaml", "      - made/words.txt\n", "      - made/words.txt: {persist: true}\n"),
         ("lists/how.yaml", "command: cat", "command: tac"),
         ("lists/how.yaml", "level: 1", "level: 2"),
         ("lists/raw/one.txt", "of Git", "of git"),
