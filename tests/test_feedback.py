@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from flows.feedback import add_feedback, back_up, open_root_journal
+from flows.feedback import _read, add_feedback, back_up, open_root_journal
 from tasks.database import JournalError
 from tasks.errors import DataError
 from tasks.journal import Prediction, open_journal
@@ -68,6 +68,41 @@ def test_a_file_that_is_not_right_is_explained_and_nothing_is_kept(root: Path, c
         add_feedback(root, "reviews", root / "labels.csv")
     assert sentence in str(error.value)
     assert labels(root) == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("labels.jsonl", '{"id": "%s", "label": "p"}\n{"id": "b", "label": ["p"]}\n', 'b: label: ["p"] is not text.'),
+        ("labels.jsonl", '{"id": "%s", "label": "p"}\n\n{"id": "b", "label": 1}\n', "b: label: 1 is not text."),
+        ("labels.jsonl", '{"id": "%s", "label": "p"}\n{"id": "b"}\n', "the row of id b is incomplete"),
+        ("labels.jsonl", '{"id": "%s", "label": "p"}\n7\n', "line 2: expected an object"),
+        ("labels.jsonl", '{"id": "%s", "label": "p"}\n{"id"\n', "cannot be read"),
+        ("labels.jsonl", '{"id": "%s", "label": "p"}\n{"id": "a\\u0000b", "label": "p"}\n', "none has a NUL in it"),
+    ],
+)
+def test_a_label_of_another_type_keeps_the_whole_file_out(root: Path, name: str, content: str, sentence: str) -> None:
+    (root / name).write_text(content % f"{0:032d}")
+    with pytest.raises(DataError) as error:
+        add_feedback(root, "reviews", root / name)
+    assert sentence in str(error.value)
+    assert labels(root) == [None] * 3
+
+
+def test_a_column_of_lists_is_no_label(root: Path) -> None:
+    ROWS.with_columns(label=pl.concat_list("label")).write_parquet(root / "labels.parquet")
+    with pytest.raises(DataError, match=r'label: \["negative"\] is not text'):
+        add_feedback(root, "reviews", root / "labels.parquet")
+    assert labels(root) == [None] * 3
+
+
+def test_a_csv_is_read_as_the_columns_types_say(tmp_path: Path) -> None:
+    kinds = {"score": pl.Float64(), "label": pl.String()}
+    (tmp_path / "labels.csv").write_text("id,score,label\n1,2.5,7\n2,high,x\n")
+    with pytest.raises(DataError, match="score is 'high', and has to be Float64"):
+        _read(tmp_path / "labels.csv", kinds)
+    (tmp_path / "labels.csv").write_text("id,score,label\n1,2.5,7\n")
+    assert _read(tmp_path / "labels.csv", kinds) == [{"id": "1", "score": 2.5, "label": "7"}]
 
 
 def test_a_file_of_another_kind_or_none_is_named(root: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from flows import portal
 from flows.git import git
@@ -112,8 +113,10 @@ def test_no_words_are_weighed_while_rows_wait(root: Path) -> None:
             else:
                 time.sleep(0.001)
 
-    portal_of = lambda app: add_portal(app, root, app.state.service)  # noqa: E731
-    with running(root, also=portal_of, queue_rows=100_000, queue_seconds=600) as server:
+    def also(app: FastAPI) -> None:
+        add_portal(app, root, app.state.service)
+
+    with running(root, also=also, queue_rows=100_000, queue_seconds=600) as server:
         assert is_explained(ask(server).text)
         filling = threading.Thread(target=keep_it_full, args=(server,))
         filling.start()

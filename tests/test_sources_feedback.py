@@ -1,7 +1,7 @@
 """Labels that came back to predictions, as rows to learn from: tasks/sources/feedback.py, collect and pull."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 
 from flows.pull import pull
 from tasks import problems
+from tasks.__main__ import run
 from tasks.collect import Origin, collect
 from tasks.errors import ParamsError, SourceError
 from tasks.journal import Journal, Label, Prediction, open_journal
@@ -19,7 +20,7 @@ from tasks.params import CollectFeedback, CollectFiles, load
 from tasks.paths import Paths
 from tasks.shards import read_json, read_rows, write_json
 from tasks.sources import Partition, files, write_pins
-from tasks.sources.feedback import SOURCE
+from tasks.sources.feedback import SOURCE, Feedback
 from tests.conftest import Line
 from tests.postgres_server import PASSWORD, Server, started
 
@@ -56,7 +57,7 @@ class Kept:
         ]
         self.journal.record(predictions).result(10)
 
-    def label(self, labels: dict[int, str], model: str = "reviews") -> None:
+    def label(self, labels: Mapping[int, Any], model: str = "reviews") -> None:
         told = [Label(f"{number:032d}", {"label": value}) for number, value in labels.items()]
         self.journal.add_labels(told, model=model, client=None)
 
@@ -128,6 +129,19 @@ def test_a_corrected_label_gives_its_partition_another_pin_and_no_second_row(kep
     assert kept.read(first[0]) == {0: "positive", 1: "positive"}  # a pin gives what it pinned
     kept.label({2: "negative"})
     assert [kept.read(part) for part in kept.pull(mended)] == [{0: "positive", 1: "negative"}, {2: "negative"}]
+
+
+def test_of_labels_kept_before_they_were_checked_the_misfits_are_null_and_the_others_are_read(kept: Kept) -> None:
+    kept.predict(0, 1, 2)
+    kept.label({0: "positive", 1: ["positive"], 2: "negative"})
+    (partition,) = kept.pull([])
+    source = Feedback(problems.load("text_classification").columns)
+    for rows_per_batch in (1, 10):  # alone in its batch, too
+        rows = pl.concat(source.read(kept.options, partition, rows_per_batch))
+        assert rows["label"].to_list() == ["positive", None, "negative"]
+        assert rows.schema["label"] == pl.String()
+    with pytest.raises(SourceError, match="do not have one type by column"):
+        list(SOURCE.read(kept.options, partition, 10))
 
 
 def test_what_the_journal_forgot_stays_pinned_and_cannot_be_read_anew(kept: Kept) -> None:
@@ -262,6 +276,23 @@ def test_where_nothing_was_served_yet_there_are_no_new_labels_and_what_was_pinne
     write_json(pin, {"partitions": [{"name": "labels 1 to 2", "pin": {"rows": 2}}]})
     pull("tiny", root)
     assert [part["name"] for part in read_json(pin)["partitions"]] == ["labels 1 to 2"]
+
+
+def test_a_bad_label_of_an_old_journal_stops_neither_the_pull_nor_the_line(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept("", "", open_journal(f"sqlite:///{root}/.mill/journal.sqlite"))
+    kept.predict(1, 2, model="tiny")
+    kept.label({1: ["negative"], 2: "positive"}, model="tiny")
+    kept.journal.close()
+    raw = read_json(root / "params.yaml")
+    raw["models"]["tiny"]["collect"]["where"] = None
+    write_json(root / "params.yaml", raw)
+    pull("tiny", root)
+    monkeypatch.chdir(root)
+    run("collect", "tiny")
+    rows = dict(read_rows(Paths("tiny", root).collected).select("text", "label").iter_rows())
+    assert rows == {"a film": "positive", "film number 1": None, "film number 2": "positive"}
 
 
 @pytest.mark.parametrize(

@@ -80,9 +80,10 @@ class Server:
         self.port = port
         self.path = path
         self.callers = callers
+        self.bodies = bodies_of
 
     def go(self, texts: Sequence[str], texts_per_request: int) -> Pass:
-        bodies = bodies_of(texts, texts_per_request)
+        bodies = self.bodies(texts, texts_per_request)
         callers = max(1, self.callers // texts_per_request) if texts_per_request > 1 else self.callers
         before = cpu_seconds(self.process.pid)
         load = self.load(bodies=bodies, callers=callers, requests=len(bodies))
@@ -109,6 +110,14 @@ def bodies_of(texts: Sequence[str], texts_per_request: int) -> list[str]:
         return [json.dumps({"text": text}) for text in texts]
     rows = [{"text": text} for text in texts]
     return [json.dumps(rows[start : start + texts_per_request]) for start in range(0, len(rows), texts_per_request)]
+
+
+def bodies_of_lists(texts: Sequence[str], texts_per_request: int) -> list[str]:
+    """The texts as requests of one field, a list: what BentoML batches."""
+    return [
+        json.dumps({"texts": list(texts[start : start + texts_per_request])})
+        for start in range(0, len(texts), texts_per_request)
+    ]
 
 
 def cpu_seconds(process: int) -> float:
@@ -191,7 +200,10 @@ def rival(name: str, release: Path, callers: int = 64) -> Iterator[Server]:
             )
         try:
             wait_until_ready(process, f"http://127.0.0.1:{port}/predict", log_file)
-            yield Server(name, process, port, "/predict", callers)
+            server = Server(name, process, port, "/predict", callers)
+            if name == "bentoml":
+                server.bodies = bodies_of_lists
+            yield server
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, 15)

@@ -4,7 +4,7 @@
 
 Server, load generator and each of the others are processes of their own, on the same cores. Who is compared runs in
 turn, a pass over the same texts each, and every ratio is of two passes that followed one another: what else the machine
-does meets both. Rivals have their own environments: make .venv-rivals/litserve/.installed
+does meets both. Rivals (litserve, bentoml, ray) have their own environments: make .venv-rivals/litserve/.installed
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--swaps", type=int, default=100)
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--rivals", nargs="*", default=[], help="litserve")
+    parser.add_argument("--rivals", nargs="*", default=[], help="litserve bentoml ray")
     chosen = parser.parse_args()
     rows = pl.read_parquet("data/samples/reviews.parquet").filter(pl.col("domain") == "movie", pl.col("score") != 0)
     sample = rows.sample(chosen.texts, seed=1).with_columns(

@@ -1,0 +1,53 @@
+"""What late labels say of a version, whatever a journal holds: tasks/quality.py."""
+
+import json
+import random
+
+import pytest
+
+from tasks.journal import open_journal
+from tasks.labels import Label
+from tasks.monitor import open_subject
+from tasks.quality import compared_shadow, measured_quality
+from tasks.windows import open_windows
+from tests.conftest import Line
+from tests.watched import MODEL, World, make_world
+
+
+@pytest.fixture
+def world(released: Line, tmp_path) -> World:
+    return make_world(tmp_path / "root", released)
+
+
+def test_a_bad_label_of_an_old_journal_counts_as_one_that_the_model_does_not_have(world: World) -> None:
+    texts = world.held_out["text"].head(20).to_list()
+    truth = world.held_out["label"].head(20).to_list()
+    ids = world.ask(texts)
+    world.ask(texts, shadow_of=ids)
+    journal = open_journal(world.journal_url)
+    # As it was once kept: without a look at what it says.
+    said = [Label(one, {"label": label}) for one, label in zip(ids[:15], truth, strict=False)]
+    bad = [["positive"], {"is": "positive"}, 7, None]
+    said += [Label(one, {"label": value}) for one, value in zip(ids[15:19], bad, strict=True)]
+    random.Random(1).shuffle(said)
+    journal.add_labels(said, model=MODEL, client=None)
+    journal.close()
+
+    subject = open_subject(world.releases["one"])
+    problem, signature = subject.runtime.problem, subject.runtime.signature
+    windows = open_windows(world.journal_url, MODEL)
+    labelled = windows.labelled(subject.version, subject.inputs, subject.answer, 100)
+    shadows = windows.shadows(subject.version, subject.answer, 100)
+    windows.close()
+    found = measured_quality(labelled, signature, problem, subject.evaluate, subject.release.manifest["metrics"])
+    assert (found["labels"], found["unknown"]) == (19, 4)
+    right = [json.loads(text) for text in labelled["label_json"]]
+    expected = [
+        row["label"] == told["label"]
+        for row, told in zip(labelled.to_dicts(), right, strict=True)
+        if isinstance(told["label"], str)
+    ]
+    assert found["metrics"]["accuracy"]["value"] == pytest.approx(sum(expected) / 15, abs=1e-6)
+    shadow = compared_shadow(shadows, signature, problem)
+    assert shadow is not None
+    assert (shadow["rows"], shadow["labels"]) == (20, 15)
