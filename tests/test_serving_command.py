@@ -8,17 +8,23 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any, Literal
 
 import httpx
 import pytest
+import uvicorn
 
 from flows.registry import promote
+from flows.serve import _listen
 from flows.store import live_file
 from tasks.release import read_release
+from tasks.serving.limits import protocol
 from tasks.shards import read_json, write_json
 from tests.conftest import REPOSITORY
+from tests.model_server import SERVING
 from tests.registered import History
 from tests.test_serve_command import START, mill_serve, root
+from tests.test_serving import wait_until
 
 __all__ = ["root"]  # a fixture
 
@@ -73,15 +79,42 @@ def test_mill_rollback_is_live_in_a_running_server_within_two_seconds(history: H
     assert live[0] - over < 2
 
 
-def test_no_answer_waits_for_the_acknowledgement_of_its_headers(root: Path) -> None:
-    """With Nagle's algorithm an answer's body waits for the caller's delayed acknowledgement of its head, 40 ms."""
+def median_seconds(address: str) -> float:
+    """Of a request on a connection that is kept."""
+    connection = http.client.HTTPConnection(address, timeout=30)
+    taken = []
+    for _ in range(60):
+        started = time.perf_counter()
+        connection.request("GET", "/healthz")
+        connection.getresponse().read()
+        taken.append(time.perf_counter() - started)
+    connection.close()
+    return statistics.median(taken)
+
+
+# With Nagle's algorithm an answer's body waits for the caller's delayed acknowledgement of its head: 40 ms.
+
+
+def test_no_answer_of_the_command_waits_for_the_acknowledgement_of_its_head(root: Path) -> None:
     with mill_serve(root) as (_, url):
-        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
-        taken = []
-        for _ in range(60):
-            started = time.perf_counter()
-            connection.request("GET", "/healthz")
-            connection.getresponse().read()
-            taken.append(time.perf_counter() - started)
-        connection.close()
-    assert statistics.median(taken) < 0.03
+        assert median_seconds(url.removeprefix("http://")) < 0.03
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_no_answer_from_its_listener_does_on_whichever_loop(loop: Literal["uvloop", "asyncio"]) -> None:
+    async def healthy(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    listener = _listen(SERVING)
+    config = uvicorn.Config(healthy, loop=loop, http=protocol(10), ws="none", lifespan="off", log_config=None)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        assert median_seconds(f"127.0.0.1:{listener.getsockname()[1]}") < 0.03
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listener.close()
