@@ -24,40 +24,11 @@ from numpy.typing import NDArray
 from tasks.commits import GroupCommit
 from tasks.database import JournalError, in_turn, open_engine, reading, touch, writing
 from tasks.errors import quoted
+from tasks.journal_tables import FEEDBACK, PREDICTIONS
 from tasks.labels import Label
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, Row
-
-_BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-_TABLES = sa.MetaData()
-
-PREDICTIONS = sa.Table(
-    "predictions",
-    _TABLES,
-    sa.Column("seq", _BIG, primary_key=True),
-    sa.Column("id", sa.String(32)),
-    sa.Column("at_us", sa.BigInteger()),
-    sa.Column("model", sa.String()),
-    sa.Column("version", sa.String()),
-    sa.Column("client", sa.String()),
-    sa.Column("is_shadow", sa.Boolean()),
-    sa.Column("shadow_of", sa.String(32)),
-    sa.Column("inputs", sa.Text()),
-    sa.Column("answer", sa.Text()),
-    sa.Column("latency_ms", sa.Float()),
-    sa.Column("embedding", sa.LargeBinary()),
-)
-
-FEEDBACK = sa.Table(
-    "feedback",
-    _TABLES,
-    sa.Column("seq", _BIG, primary_key=True),
-    sa.Column("prediction_id", sa.String(32)),
-    sa.Column("at_us", sa.BigInteger()),
-    sa.Column("client", sa.String()),
-    sa.Column("label", sa.Text()),
-)
 
 _ROWS_PER_BATCH = 1_000
 
@@ -331,8 +302,9 @@ class Journal:
 
     def _write(self, predictions: Sequence[Prediction]) -> None:
         rows = [prediction.row() for prediction in predictions]
-        with self._begin() as connection:
-            connection.execute(sa.insert(PREDICTIONS), rows)
+        if rows:
+            with self._begin() as connection:
+                connection.execute(sa.insert(PREDICTIONS), rows)
 
     def _touch(self) -> None:
         with self._begin() as connection:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from tasks.database import open_engine, reading
-from tasks.journal import FEEDBACK, PREDICTIONS
+from tasks.journal_tables import FEEDBACK, PREDICTIONS
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine, Select

@@ -95,7 +95,7 @@ def _connected(options: CollectFeedback) -> "Iterator[Connection]":
 def _newest_label(connection: "Connection", model: str) -> int:
     import sqlalchemy as sa
 
-    from tasks.journal import FEEDBACK, PREDICTIONS
+    from tasks.journal_tables import FEEDBACK, PREDICTIONS
 
     joined = FEEDBACK.join(PREDICTIONS, PREDICTIONS.c.id == FEEDBACK.c.prediction_id)
     newest = sa.select(sa.func.max(FEEDBACK.c.seq)).select_from(joined).where(PREDICTIONS.c.model == model)
@@ -125,7 +125,7 @@ def _batches(
     """The predictions first labelled after one label and up to another, in that order, with the labels of `as_of`."""
     import sqlalchemy as sa
 
-    from tasks.journal import FEEDBACK, PREDICTIONS
+    from tasks.journal_tables import FEEDBACK, PREDICTIONS
 
     numbers = (
         sa.select(

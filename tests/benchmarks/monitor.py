@@ -23,7 +23,8 @@ import polars as pl
 import sqlalchemy as sa
 
 from tasks.database import open_engine, writing
-from tasks.journal import PREDICTIONS, Prediction
+from tasks.journal import Prediction
+from tasks.journal_tables import PREDICTIONS
 from tasks.monitor import Subject, judge_window, open_subject
 from tasks.release import Release, read_release
 from tasks.watching import Watching
