@@ -16,6 +16,7 @@ from tasks.code import SPEAK_ONLY
 from tasks.paths import STAGES
 from tasks.shards import read_json, sha256_of
 from tests.conftest import REPOSITORY
+from tests.line_toy import Seen
 
 PROBLEM, SOURCE = "text_classification", "files"  # the shipped model's
 
@@ -60,10 +61,11 @@ def _git(folder: Path, *arguments: str) -> str:
 
 @dataclass
 class Project:
-    """A clone with one tiny model, and what each stage said when it ran alone."""
+    """A clone with one tiny model, what each stage loaded when it ran alone, and the lock that DVC wrote."""
 
     root: Path
     loaded: dict[str, set[str]]
+    lock: bytes = b""
 
     def dvc(self, *arguments: str, check: bool = True, **env: str) -> str:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -127,6 +129,7 @@ def project(tmp_path_factory) -> Project:
     for stage in STAGES:
         said = project.dvc("repro", "-s", f"{stage}@reviews", PYTHONPROFILEIMPORTTIME="1")
         project.loaded[stage] = set(re.findall(r"^import time:.*\| +(tasks[\w.]*)$", said, re.MULTILINE))
+    project.lock = (root / "dvc.lock").read_bytes()
     return project
 
 
@@ -184,11 +187,24 @@ def test_nothing_that_git_keeps_is_left_out_and_nothing_else_comes_in(project):
 
 
 def test_the_line_run_again_from_nothing_gives_the_same_bytes(project):
-    before = (project.root / "dvc.lock").read_bytes()
     for made in ("data/reviews/collect", "models", "reports"):
         shutil.rmtree(project.root / made)
+    (project.root / "dvc.lock").unlink()
     project.dvc("repro", "--force", "--no-run-cache")
-    assert (project.root / "dvc.lock").read_bytes() == before
+    assert (project.root / "dvc.lock").read_bytes() == project.lock
+
+
+@pytest.mark.usefixtures("served")
+def test_run_under_prefect_the_line_is_clean_for_dvc_and_its_lock_has_the_bytes_of_dvc_repro(project, tmp_path):
+    twin = Project(small_clone(tmp_path / "modelmill"), {})
+    # The twin's own code, and nothing of what was made before: neither outputs nor cache.
+    command = [sys.executable, "-m", "flows.cli", "run", "reviews"]
+    done = subprocess.run(command, cwd=twin.root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout[-2000:]}{done.stderr[-2000:]}"
+    assert "is accepted and in use: accuracy 0." in done.stdout
+    assert json.loads(twin.dvc("status", "--json")) == {}
+    assert (twin.root / "dvc.lock").read_bytes() == project.lock
+    assert Seen().states == dict.fromkeys(sorted(["code", *(f"{stage}@reviews" for stage in STAGES)]), "Completed")
 
 
 def test_what_a_clock_said_is_no_output_but_dvc_shows_it(project):
