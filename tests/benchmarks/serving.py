@@ -90,15 +90,20 @@ def rivals(chosen: argparse.Namespace, sample: pl.DataFrame) -> None:
             for _ in range(chosen.rounds):
                 for size in (1, 8):
                     for server in (ours, theirs):
-                        label = f"{server.name}, requests of {size}"
-                        passes.setdefault(label, []).append(server.go(texts, size))
+                        _note(passes, f"{server.name}, requests of {size}", server.go(texts, size))
                 for server in (ours, theirs):
                     server.callers = 1
-                    passes.setdefault(f"{server.name}, one caller", []).append(server.go(texts[:100], 1))
+                    _note(passes, f"{server.name}, one caller", server.go(texts[:100], 1))
                     server.callers = _CALLERS
         _table(passes)
         for how in ("requests of 1", "requests of 8", "one caller"):
             _ratio(passes, f"modelmill, {how}", f"{name}, {how}", "")
+
+
+def _note(passes: dict[str, list[Pass]], name: str, found: Pass) -> None:
+    passes.setdefault(name, []).append(found)
+    said = found.load["ms"]["200"] if found.load is not None else {}
+    print(f"  {name}: {found.texts_per_second:.0f} texts/s, ms a request {said}", flush=True)
 
 
 def latency(chosen: argparse.Namespace, sample: pl.DataFrame) -> None:
