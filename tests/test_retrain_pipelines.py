@@ -22,7 +22,8 @@ vars: [how.yaml]
 stages:
   words:
     cmd: >-
-      mkdir -p made && ${command} raw/* stock.txt SHELF > made/words.txt && echo '{"lists": 3}' > counts.json && echo '<p>3' > counts.html
+      mkdir -p made && ${command} raw/* stock.txt SHELF > made/words.txt
+      && echo '{"lists": 3}' > counts.json && echo '<p>3' > counts.html
       && mkdir -p notes && echo slow > notes/run.log && echo 3 > 'notes/how many'
       && cat raw/* stock.txt SHELF | wc -l >> RUNS
     deps: [raw, stock.txt, SHELF]
