@@ -14,7 +14,7 @@ from flows.events import NotHeard, emit_drift
 from flows.monitored import Memory, Progress, Watched
 from flows.params import Monitor
 from tasks.labelling import worth_labelling
-from tasks.monitor import ALARM, Subject
+from tasks.monitor import ALARM, Subject, sentence
 from tasks.params import load_model
 from tasks.shards import atomic_file
 from tasks.windows import Windows
@@ -76,7 +76,7 @@ def follow_up(
             "labels_needed": params.min_labels,
         }
         try:
-            emit_drift(root, model, said, payload, enough_labels=enough)
+            emit_drift(root, model, sentence(model, last, params), payload, enough_labels=enough)
         except NotHeard as error:
             sentences.append(str(error))
         else:
