@@ -42,14 +42,15 @@ def check_gate(model: str, params: Path) -> None:
     direction(problems.load(load_model(model, params).problem), flows_of(model, params).gate.metric)
 
 
-def gate_release(home: Path, folder: Path, model: str) -> Mapping[str, Any]:
+def gate_release(home: Path, folder: Path, model: str, *, keep: Sequence[int] = ()) -> Mapping[str, Any]:
     """Judge the release of the worktree `folder` against the champion of `home`, by the worktree's own code.
 
+    The process that judges inherits the descriptors `keep`: what they lock is locked until it has ended as well.
     The verdict (promote, keep, ask), its sentence, the `test_set`, the `alpha_spent` on it, and what was `measured`. In
     the worktree stand reports/<model>/gate.json, gate_used.json, measured/gate.json and gate.html afterwards. Raises
     GateError where it cannot decide; then nothing has been spent.
     """
-    code, said = mill(folder, ["gate", model, "--home", str(home.resolve())], env={}, say=print)
+    code, said = mill(folder, ["gate", model, "--home", str(home.resolve())], env={}, keep=keep, say=print)
     if code:
         last = "\n".join(said.strip().splitlines()[-8:])
         raise GateError(f"{model} could not be judged, so nothing is decided. It ended with:\n{last}")

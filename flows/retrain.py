@@ -23,7 +23,7 @@ from flows.publish import owe, publish
 from flows.registry import Version, champion, decisions, record_decision, settle
 from flows.results import results_of
 from flows.shadow import follow_challenger
-from flows.worktree import Worktree, check_out_data, clean_up, home_of, worktree
+from flows.worktree import Worktree, check_out_data, clean_up, home_of, is_decided, worktree
 from tasks.paths import Paths
 from tasks.release import Release, read_release
 from tasks.shards import read_json, write_json
@@ -109,6 +109,11 @@ class _Run:
     def paths(self) -> Paths:
         return Paths(self.model, self.tree.folder)
 
+    @property
+    def locks(self) -> tuple[int, int]:
+        """What its commands inherit, so that nobody takes model or worktree before they have ended."""
+        return self.lock, self.tree.lock
+
 
 def _base(home: Path, model: str) -> str:
     """The commit to start from: `live` with main merged in; main where nothing has been on `live` yet."""
@@ -129,7 +134,7 @@ def _drop_undecided(home: Path, model: str) -> None:
     """Delete the branches of runs that were killed before they decided: their inputs are decided on anew."""
     names = git(home, "for-each-ref", "--format=%(refname:short)", f"refs/heads/retrain/{model}/")
     for branch in names.splitlines():
-        if not git(home, "tag", "--points-at", branch, "--list", "decision/*"):
+        if not is_decided(home, branch):
             attempt(home, "branch", "-D", branch)
 
 
@@ -182,7 +187,7 @@ def _as_flow(run: _Run, known: str) -> RetrainResult:
 def _learn(run: _Run, known: str, api: str) -> RetrainResult:
     check_out_data(run.tree, run.model)
     env = {"MILL_RETRAIN": "1", "PREFECT_API_URL": api}
-    code, said = mill(run.tree.folder, ["run", run.model], env=env, keep=(run.lock, run.tree.lock), say=print)
+    code, said = mill(run.tree.folder, ["run", run.model], env=env, keep=run.locks, say=print)
     if code not in (DONE, REFUSED):
         _keep_pages(run)
         return RetrainResult("failed", f"{run.model}: the line failed, and the champion stays. {_last(said)}")
@@ -211,7 +216,7 @@ def _nothing_made(run: _Run, release: Release, now: Version | None) -> str | Non
 def _judge(run: _Run, release: Release) -> Mapping[str, Any]:
     """The gate's decision; a release that its own floors refuse does not get there, and uses no test set."""
     if release.accepted:
-        return gating.gate_release(run.home, run.tree.folder, run.model)
+        return gating.gate_release(run.home, run.tree.folder, run.model, keep=run.locks)
     sentence = f"{release.version} was refused: {' '.join(release.reasons)}"
     return {"verdict": KEEP, "sentence": sentence, "alpha_spent": 0.0, "test_set": None}
 

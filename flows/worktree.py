@@ -58,7 +58,10 @@ def worktree(root: Path, model: str, branch: str, base: str) -> Iterator[Worktre
 
 
 def clean_up(root: Path) -> list[str]:
-    """Take away the worktrees that processes left behind when they were killed, and give back their names."""
+    """Take away the worktrees that processes left behind when they were killed, and give back their names.
+
+    Their branches stay where there is something of the run on them.
+    """
     home = home_of(root)
     gone = []
     for file in sorted(_worktrees(home).glob("*.lock")):
@@ -70,10 +73,15 @@ def clean_up(root: Path) -> list[str]:
                 continue
             branch = attempt(folder, "symbolic-ref", "--short", "HEAD").stdout.strip()
             _remove(home, folder)
-            if branch.startswith("retrain/") and _has_nothing(home, branch):
+            if branch.startswith("retrain/") and not is_decided(home, branch) and _has_nothing(home, branch):
                 attempt(home, "branch", "-D", branch)
             gone.append(folder.name)
     return gone
+
+
+def is_decided(home: Path, branch: str) -> bool:
+    """Whether a retrain has decided on the commit that a branch of it ends with."""
+    return bool(git(home, "tag", "--points-at", f"refs/heads/{branch}", "--list", "decision/*"))
 
 
 def check_out_data(tree: Worktree, model: str) -> None:
