@@ -65,16 +65,24 @@ def retrain(root: Path, model: str, *, force: bool = False, why: str = "") -> Re
         _drop_undecided(home, model)
         for said in settle(home):
             print(said)
-        finished = finish(home, model)
-        if told := publish(home):
-            print(told)
-        if finished is not None:
-            sentence = f"{model}: {finished.tag} had been decided on and was cut short; it is the champion now."
-            result = RetrainResult("promoted", sentence, finished.tag, finished.commit)
-        else:
-            result = _retrain(home, model, force=force, why=why or "by hand", lock=lock)
+        result = _finish(home, model) or _retrain(home, model, force=force, why=why or "by hand", lock=lock)
     print(f"\n{result.sentence}", flush=True)
     return result
+
+
+def _finish(home: Path, model: str) -> RetrainResult | None:
+    """Land what was cut short, and send out all that waits; None where nothing was cut short."""
+    try:
+        version = finish(home, model)
+    except MergeConflict as error:
+        return RetrainResult("ask", f"{model}: what had been decided on and was cut short is not promoted yet. {error}")
+    finally:
+        if told := publish(home):
+            print(told)
+    if version is None:
+        return None
+    sentence = f"{model}: {version.tag} had been decided on and was cut short; it is the champion now."
+    return RetrainResult("promoted", sentence, version.tag, version.commit)
 
 
 def _retrain(home: Path, model: str, *, force: bool, why: str, lock: int) -> RetrainResult:

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 import flows.retrain as flow
-from flows import landing, registry
-from flows.git import LIVE, GitError, git, tip
+from flows import deployed, landing, registry
+from flows.git import LIVE, GitError, attempt, git, tip
 from flows.retrain import retrain
 from tasks.errors import ParamsError
 from tasks.release import MANIFEST, read_release, seal
 from tasks.shards import read_json, write_json, write_text
 from tests.conftest import REPOSITORY, Line, tiny_params
+from tests.line_toy import standing_in
 from tests.test_worktree import dvc, fingerprint
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.usefixtures("served")]
@@ -281,6 +282,57 @@ def test_parameters_changed_on_both_branches_ask_for_a_person_and_promote_nothin
     assert "git merge --no-commit live" in result.sentence
     assert git(repository, "for-each-ref") == refs
     assert gate.uses == 1
+
+
+def test_a_conflict_at_landing_asks_for_a_person_each_night_and_what_waits_is_still_sent(
+    repository, gate, tmp_path, monkeypatch
+):
+    retrain(repository, "films")
+    write_text(repository / "make.py", (repository / "make.py").read_text() + "# main's\n")
+    git(repository, "commit", "-qam", "main's")
+    arrive(repository, "films", 2)
+
+    def meanwhile(*arguments: Any, **named: Any) -> dict[str, Any]:
+        commit_on_live(repository, tmp_path, "make.py", "live's")
+        return gate(*arguments, **named)
+
+    monkeypatch.setattr("flows.gating.gate_release", meanwhile)
+    first = retrain(repository, "films", why="schedule")
+    live, decided = tip(repository, LIVE), tip(repository, "decision/films/2")
+    assert (first.verdict, first.exit_code, first.commit) == ("ask", 1, decided)
+    (branch,) = git(repository, "branch", "--format=%(refname:short)", "--points-at", str(decided)).splitlines()
+    commands = f"git switch {branch} && git merge --no-commit live"
+    assert commands in first.sentence
+
+    git(tmp_path, "init", "-q", "--bare", "bare.git")
+    git(repository, "remote", "add", "origin", str(tmp_path / "bare.git"))
+    with standing_in(repository):
+        state = deployed.retrain("films", return_state=True)
+    assert (state.name, state.type.value) == ("Ask", "COMPLETED")
+    assert commands in str(state.message)
+    assert (champion(repository), tip(repository, LIVE)) == ("films@v1.0.0", live)
+    assert tip(tmp_path / "bare.git", "decision/films/2") == tip(tmp_path / "bare.git", branch) == decided
+
+    git(repository, "switch", "-q", branch)
+    assert attempt(repository, "merge", "--no-commit", LIVE).returncode == 1
+    git(repository, "checkout", LIVE, "--", "dvc.lock", "reports")
+    write_text(repository / "make.py", MAKE)
+    git(repository, "add", "make.py")
+    git(repository, "commit", "-qm", "both")
+    git(repository, "branch", "-f", LIVE, branch)
+    git(repository, "switch", "-q", "main")
+    third = retrain(repository, "films")
+    assert (third.verdict, third.version, third.commit) == ("promoted", "films@v1.1.0", decided)
+
+
+def commit_on_live(root: Path, scratch: Path, name: str, text: str) -> None:
+    """What another one lands there meanwhile."""
+    env = {"GIT_INDEX_FILE": str(scratch / "index")}
+    git(root, "read-tree", LIVE, env=env)
+    blob = git(root, "hash-object", "-w", "--stdin", stdin=text)
+    git(root, "update-index", "--cacheinfo", f"100644,{blob},{name}", env=env)
+    commit = git(root, "commit-tree", git(root, "write-tree", env=env), "-p", LIVE, stdin="live's")
+    git(root, "update-ref", f"refs/heads/{LIVE}", commit)
 
 
 def test_two_models_that_retrain_at_once_both_land(repository, gate, monkeypatch):
