@@ -1,5 +1,6 @@
 """What a stage leaves in Prefect beside its task run: its rows, its metrics with intervals, links to its reports."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,9 @@ from flows.tally import Reports, reports, steps
 from tasks.paths import STAGES, Paths
 
 Table = list[dict[str, Any]]
+
+# Where `mill retrain` keeps the reports of its model, which it makes in a folder that goes: …/<model>/<time>.
+KEPT_REPORTS = "MILL_KEPT_REPORTS"
 
 
 def leave_artifacts(root: Path, model: str, stage: str) -> None:
@@ -29,7 +33,9 @@ def leave_artifacts(root: Path, model: str, stage: str) -> None:
             metrics(found[stage]), key=_key(model, stage, "metrics"), description=f"{model} on the held-out rows"
         )
     for name, place in _places(paths, stage):
-        create_link_artifact(place.as_uri(), link_text=str(place.relative_to(paths.root)), key=_key(model, stage, name))
+        if lasting := _lasting(paths, place):
+            text = str(place.relative_to(paths.root))
+            create_link_artifact(lasting.as_uri(), link_text=text, key=_key(model, stage, name))
 
 
 def tally(paths: Paths, stage: str, found: Reports) -> Table:
@@ -70,6 +76,14 @@ def _places(paths: Paths, stage: str) -> Iterator[tuple[str, Path]]:
     if stage == "validate":
         candidates = [("data-docs", paths.reports / "data_docs" / "index.html"), *candidates]
     return ((name, place) for name, place in candidates if place.exists())
+
+
+def _lasting(paths: Paths, place: Path) -> Path | None:
+    """Where a report will stand when the run is over; None where it goes with the folder."""
+    kept = os.environ.get(KEPT_REPORTS)
+    if not kept:
+        return place
+    return Path(kept) / place.relative_to(paths.reports) if Path(kept).parent.name == paths.model else None
 
 
 def _key(*words: str) -> str:

@@ -21,16 +21,11 @@ from flows.scheduling import Result
 from flows.stages import Node
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
     from prefect.client.schemas.objects import State
 
     from flows.prefect_link import Link
 
 _RETRIED = "collect"
-_POLL_SECONDS = 2
-_ANSWER_SECONDS = 10
-_LOST_AFTER = 3  # polls without an answer
 _LAST_WORDS_SECONDS = 10  # for a run that was stopped to be shown as such
 
 
@@ -148,15 +143,16 @@ class FlowRun:
         from prefect import get_run_logger
         from prefect.utilities.urls import url_for
 
+        from flows.prefect_link import this_flow_run
+
         self._output.attach("", get_run_logger())
         if self._api is not None:
-            self._output.about_all(f"Prefect shows it: {url_for('flow-run', _flow_run())}")
+            self._output.about_all(f"Prefect shows it: {url_for('flow-run', this_flow_run())}")
 
     def _show_all(self, link: "Link") -> None:
         """Make a task run of each stage as it comes, until the run has ended."""
-        over, threads = threading.Event(), []
-        _thread(self._watch_for_cancelling, _flow_run(), link, over)
-        try:
+        threads = []
+        with link.watched(self._stop, self._output.about_all, "The stages go on, and DVC records them."):
             while (shown := self._news.get()) is not None:
                 if not shown.results.empty():
                     self._show(shown)
@@ -165,8 +161,6 @@ class FlowRun:
             for thread in threads:
                 # One that was stopped between two attempts sleeps on.
                 thread.join(1 if self._ended.why_stopped else None)
-        finally:
-            over.set()
 
     def _show(self, shown: _Shown) -> None:
         """A stage as a task run, which ends with the stage's last attempt."""
@@ -218,52 +212,12 @@ class FlowRun:
         states = [self._shown[need].state.result() for need in shown.needs]
         return [allow_failure(state.model_copy(update={"type": StateType.FAILED})) for state in states if state]
 
-    def _watch_for_cancelling(self, flow_run: "UUID", link: "Link", over: threading.Event) -> None:
-        from prefect.client.orchestration import get_client
-        from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
-
-        silent = 0
-        if over.wait(_POLL_SECONDS):
-            return
-        with (
-            temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
-            get_client(httpx_settings={"timeout": _ANSWER_SECONDS}, sync_client=True) as client,
-        ):
-            while not over.is_set():
-                try:
-                    state = client.read_flow_run(flow_run).state
-                except Exception as error:
-                    silent, link.is_lost = silent + 1, True
-                    if silent == _LOST_AFTER:
-                        self._output.about_all(
-                            f"Prefect's server does not answer any more ({error}). The stages go on, and DVC records "
-                            "them."
-                        )
-                else:
-                    if silent >= _LOST_AFTER:
-                        self._output.about_all("Prefect's server answers again.")
-                    silent, link.is_lost = 0, False
-                    if state is not None and (state.is_cancelling() or state.is_cancelled()):
-                        self._stop("cancelled in Prefect")
-                        return
-                over.wait(_POLL_SECONDS)
-
 
 def _thread(work: Callable[..., None], *arguments: Any) -> threading.Thread:
     """A thread in the flow run and with the settings of this one."""
     thread = threading.Thread(target=contextvars.copy_context().run, args=(work, *arguments), daemon=True)
     thread.start()
     return thread
-
-
-def _flow_run() -> "UUID":
-    """The flow run that this thread is in."""
-    from prefect.context import FlowRunContext
-
-    context = FlowRunContext.get()
-    assert context is not None  # noqa: S101
-    assert context.flow_run is not None  # noqa: S101
-    return context.flow_run.id
 
 
 def _state(result: Result) -> "State[Any]":

@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
 
+from flows.as_flow import as_flow
 from flows.follow_up import follow_up
 from flows.monitor_findings import find
 from flows.monitor_page import write_page
@@ -28,6 +29,9 @@ from tasks.monitor_report import drop_snapshot, keep_snapshot, make_report, save
 from tasks.release import Release, read_release
 from tasks.shards import write_json
 from tasks.windows import Window, Windows, cut, open_windows
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
 
 DONE, ALARMED = 0, 3
 
@@ -88,25 +92,14 @@ def _as_flow(root: Path, model: str, look: Callable[[], Looked]) -> Looked:
     api = os.environ.get("PREFECT_API_URL") or running_api(root)
     if api is None:
         return look()
-    from prefect import flow
-    from prefect.client.schemas.objects import State
-    from prefect.context import FlowRunContext
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    return as_flow("monitor", model, api, lambda _: _with_artifacts(model, look()), _last_state)
+
+
+def _last_state(looked: Looked) -> "State[Any]":
+    """The flow run's last state."""
     from prefect.states import Completed
 
-    if FlowRunContext.get() is not None:
-        return _with_artifacts(model, look())
-    found: list[Looked] = []
-
-    def run() -> State[Any]:
-        found.append(_with_artifacts(model, look()))
-        return Completed(name=found[0].verdict.capitalize(), message=found[0].sentence)
-
-    with temporary_settings({PREFECT_API_URL: api}):
-        state = flow(name="monitor", flow_run_name=f"monitor-{model}", log_prints=True)(run)(return_state=True)
-    if not found:
-        state.result()  # raises what stopped it
-    return found[0]
+    return Completed(name=looked.verdict.capitalize(), message=looked.sentence)
 
 
 def _with_artifacts(model: str, looked: Looked) -> Looked:
@@ -114,9 +107,12 @@ def _with_artifacts(model: str, looked: Looked) -> Looked:
     from prefect.artifacts import create_link_artifact, create_table_artifact
 
     told = [{key: test[key] for key in ("name", "figure", "threshold", "size", "drifted")} for test in looked.tests]
-    if told:
-        create_table_artifact(told, key=f"{model}-monitor-drift", description=looked.sentence)
-    create_link_artifact(looked.page.resolve().as_uri(), link_text=str(looked.page), key=f"{model}-monitor-page")
+    try:
+        if told:
+            create_table_artifact(told, key=f"{model}-monitor-drift", description=looked.sentence)
+        create_link_artifact(looked.page.resolve().as_uri(), link_text=str(looked.page), key=f"{model}-monitor-page")
+    except Exception as error:  # it is the look that counts
+        print(f"No artifacts in Prefect: {error!r}")
     return looked
 
 

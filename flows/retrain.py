@@ -10,15 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from flows import gating
+from flows.artifacts import KEPT_REPORTS
+from flows.as_flow import as_flow, is_in_flow_run
 from flows.child import mill
 from flows.git import LIVE, attempt, check_live_is_free, check_repository, git, main_branch, tip
 from flows.inputs import digest, inputs_of
 from flows.landing import PROMOTE, finish, land
 from flows.locks import only_one
 from flows.merge import MergeConflict, merge_by_model
+from flows.prefect_api import find_server, silence
 from flows.publish import owe, publish
 from flows.registry import Version, champion, decisions, record_decision, settle
 from flows.results import results_of
@@ -27,6 +30,9 @@ from flows.worktree import Worktree, check_out_data, clean_up, home_of, is_decid
 from tasks.paths import Paths
 from tasks.release import Release, read_release
 from tasks.shards import read_json, write_json
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
 
 KEEP, ASK = "keep", "ask"
 DONE, FAILED, REFUSED = 0, 1, 3
@@ -54,18 +60,19 @@ def retrain(root: Path, model: str, *, force: bool = False, why: str = "") -> Re
     """Retrain a model, print what happens, and give back what came of it.
 
     With `force` also where nothing is new. `why` (schedule, drift, by hand) is kept in the commit and the tags. Raises
-    MillError where the repository does not allow it, or where this model is being retrained already.
+    MillError where the repository does not allow it, where this model is being retrained already, or where a Prefect
+    server is named and does not answer; nothing has been done then.
     """
     check_repository(root)
     check_live_is_free(root)
-    home = home_of(root)
+    home, api = home_of(root), None if is_in_flow_run() else find_server(root)
     with only_one(home, model, why) as lock:
         for name in clean_up(home):
             print(f"{name}: the worktree of a run that was killed, taken away.")
         _drop_undecided(home, model)
         for said in settle(home):
             print(said)
-        result = _finish(home, model) or _retrain(home, model, force=force, why=why or "by hand", lock=lock)
+        result = _finish(home, model) or _retrain(home, model, api, force=force, why=why or "by hand", lock=lock)
     print(f"\n{result.sentence}", flush=True)
     return result
 
@@ -85,7 +92,7 @@ def _finish(home: Path, model: str) -> RetrainResult | None:
     return RetrainResult("promoted", sentence, version.tag, version.commit)
 
 
-def _retrain(home: Path, model: str, *, force: bool, why: str, lock: int) -> RetrainResult:
+def _retrain(home: Path, model: str, api: str | None, *, force: bool, why: str, lock: int) -> RetrainResult:
     try:
         base = _base(home, model)
     except MergeConflict as error:
@@ -99,7 +106,7 @@ def _retrain(home: Path, model: str, *, force: bool, why: str, lock: int) -> Ret
         if not force and (nothing := _nothing_new(home, model, known)):
             return RetrainResult("nothing", nothing)
         run = _Run(home, tree, model, force, why, lock)
-        return _as_flow(run, known)
+        return as_flow("retrain", model, api, lambda server: _learn(run, known, server), _last_state)
 
 
 @dataclass(frozen=True)
@@ -165,49 +172,39 @@ def _memory(home: Path, model: str) -> Path:
     return home / ".mill" / "retrain" / f"{model}.json"
 
 
-def _as_flow(run: _Run, known: str) -> RetrainResult:
-    """Learn within a flow run of Prefect; within the one that there is, where a deployment has started this."""
-    from prefect import flow
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.objects import State
-    from prefect.context import FlowRunContext
+def _last_state(result: RetrainResult) -> "State[Any]":
+    """The flow run's last state."""
     from prefect.states import Completed, Failed
 
-    found: list[RetrainResult] = []
-
-    def learn() -> State[Any]:
-        with get_client(sync_client=True) as client:
-            api = str(client.api_url)
-        found.append(_learn(run, known, api))
-        if found[0].verdict == "failed":
-            return Failed(message=found[0].sentence)
-        return Completed(name=found[0].verdict.capitalize(), message=found[0].sentence)
-
-    if FlowRunContext.get() is not None:
-        learn()
-    else:
-        state = flow(name="retrain", flow_run_name=f"retrain-{run.model}", log_prints=True)(learn)(return_state=True)
-        if not found:
-            state.result()  # raises what stopped it
-    return found[0]
+    if result.verdict == "failed":
+        return Failed(message=result.sentence)
+    return Completed(name=result.verdict.capitalize(), message=result.sentence)
 
 
-def _learn(run: _Run, known: str, api: str) -> RetrainResult:
+def _learn(run: _Run, known: str, server: str | None) -> RetrainResult:
     check_out_data(run.tree, run.model)
-    env = {"MILL_RETRAIN": "1", "PREFECT_API_URL": api}
-    code, said = mill(run.tree.folder, ["run", run.model], env=env, keep=run.locks, say=print)
-    if code not in (DONE, REFUSED):
+    try:
+        env = {"MILL_RETRAIN": "1", KEPT_REPORTS: str(_pages(run)), **_environment(server)}
+        code, said = mill(run.tree.folder, ["run", run.model], env=env, keep=run.locks, say=print)
+        if code not in (DONE, REFUSED):
+            return RetrainResult("failed", f"{run.model}: the line failed, and the champion stays. {_last(said)}")
+        release, now = read_release(run.paths.release), champion(run.home, run.model)
+        if nothing := _nothing_made(run, release, now):
+            write_json(_memory(run.home, run.model), {"nothing_new": known})
+            return RetrainResult("nothing", nothing)
+        judged = _judge(run, release)
+    finally:
         _keep_pages(run)
-        return RetrainResult("failed", f"{run.model}: the line failed, and the champion stays. {_last(said)}")
-    release, now = read_release(run.paths.release), champion(run.home, run.model)
-    if nothing := _nothing_made(run, release, now):
-        write_json(_memory(run.home, run.model), {"nothing_new": known})
-        return RetrainResult("nothing", nothing)
-    judged = _judge(run, release)
-    _keep_pages(run)
     if _release_of(champion(run.home, run.model)) != _release_of(now):
         return RetrainResult("failed", f"{run.model}: the champion changed during the run. Run it again.")
     return _decide(run, release, now, judged)
+
+
+def _environment(server: str | None) -> dict[str, str]:
+    """Where the line shows itself: on the retrain's server, on one of its own where that has gone away meanwhile."""
+    if server and not silence(server):
+        return {"PREFECT_API_URL": server}
+    return {"PREFECT_API_URL": "", "PREFECT_PROFILE": "ephemeral"}
 
 
 def _nothing_made(run: _Run, release: Release, now: Version | None) -> str | None:

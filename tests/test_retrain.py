@@ -421,19 +421,3 @@ def test_an_unknown_model_is_named_and_nothing_is_left_behind(repository, gate):
         retrain(repository, "flims")
     assert branches(repository) == ["main"]
     assert len(git(repository, "worktree", "list").splitlines()) == 1
-
-
-def test_the_flow_run_bears_the_models_name_and_the_verdict(repository, gate):
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
-    from prefect.client.schemas.sorting import FlowRunSort
-
-    retrain(repository, "films")
-    with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=["retrain-films"])),
-            sort=FlowRunSort.START_TIME_DESC,
-        )
-    assert runs[0].state is not None
-    assert (runs[0].state.name, runs[0].state.type.value) == ("Promoted", "COMPLETED")
-    assert "films@v1.0.0 is the champion now" in str(runs[0].state.message)
