@@ -21,7 +21,9 @@ import polars as pl
 
 from flows.child import path_of_commands
 from flows.git import git
-from flows.registry import champion, decisions
+from flows.landing import PROMOTE
+from flows.monitor import ALARMED, DONE
+from flows.registry import Version, champion, decisions
 from flows.up import running
 from flows.worktree import home_of
 from tasks.errors import MillError
@@ -61,7 +63,7 @@ class Demo:
         with self._up():
             self._live()
             if stay:
-                self._say("It goes on until Ctrl-C.")
+                _say("It goes on until Ctrl-C.")
                 with contextlib.suppress(KeyboardInterrupt):
                     while True:
                         time.sleep(_POLL_SECONDS)
@@ -85,15 +87,15 @@ class Demo:
         self._look_at_it(alarm=True)
         second = self._await_better_than(first)
         self._picture("gate", self._gate_page())
-        self._chapter(f"{second} is live")
+        self._chapter(f"{second.tag} is live")
         self._label(self._ask(_mixed(films.slice(_AT_FIRST), unseen.head(150))))
         self._look_at_it(alarm=False)
         self._mill("sync")
         self._picture("learned")
-        self._say(f"\nRows that nothing was trained on, {first} → {second}:")
+        _say(f"\nRows that nothing was trained on, {first.tag} → {second.tag}:")
         self._compare("film reviews", before[0], self._scored(films, "films-after"))
         self._compare("tweets", before[1], self._scored(unseen, "tweets-after"))
-        self._say(f"Took {self._clock()}. {self._portal} shows it; so does `mill up` in {self.root}.")
+        _say(f"Took {self._clock()}. {self._portal} shows it; so does `mill up` in {self.root}.")
 
     def _films(self) -> pl.DataFrame:
         rows = read_rows(self.root / Paths(MODEL).clean).filter(pl.col("split") == "test")
@@ -130,24 +132,21 @@ class Demo:
         except httpx.HTTPError:
             return False
 
-    def _champion(self) -> str:
+    def _champion(self) -> Version:
         found = champion(self.root, MODEL)
         if found is None:
             raise DemoError(f"No version of {MODEL} was promoted. `mill status` in {self.root} says why.")
-        return found.tag
+        return found
 
     def _ask(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Ask the server, as a client would; the rows with the answers' ids and labels."""
-        ids, answered = [], []
+        """Ask the server, as a client would; the rows with the ids of their answers as `prediction`."""
+        ids: list[str] = []
         with httpx.Client(base_url=self._server, timeout=60) as client:
             for some in rows.iter_slices(_IN_A_REQUEST):
-                found = client.post(f"/models/{MODEL}/predict", json=some.select("text").to_dicts())
-                predictions = found.raise_for_status().json()
-                predictions = predictions["predictions"] if isinstance(predictions, dict) else predictions
-                ids += [one["id"] for one in predictions]
-                answered += [one["label"] for one in predictions]
-        self._say(f"{len(rows):,} texts asked.")
-        return rows.with_columns(prediction=pl.Series(ids), answer=pl.Series(answered))
+                answers = client.post(f"/models/{MODEL}/predict", json=some.select("text").to_dicts())
+                ids += [answer["id"] for answer in answers.raise_for_status().json()]
+        _say(f"{len(rows):,} texts asked.")
+        return rows.with_columns(prediction=pl.Series(ids, dtype=pl.String))
 
     def _label(self, asked: pl.DataFrame, most: int | None = None) -> None:
         """Say what would have been right."""
@@ -157,25 +156,22 @@ class Demo:
         self._mill("feedback", MODEL, str(file))
 
     def _look_at_it(self, *, alarm: bool) -> None:
-        code = self._run(
-            sys.executable, "-m", "flows.cli", "monitor", MODEL, may_end=(0, 3), shown="mill monitor reviews"
-        )
-        if (code == 3) != alarm:
+        code = self._mill("monitor", MODEL, may_end=(DONE, ALARMED))
+        if (code == ALARMED) != alarm:
             raise DemoError(f"The monitor should {'have' if alarm else 'not have'} raised an alarm here.")
 
-    def _await_better_than(self, first: str) -> str:
+    def _await_better_than(self, first: Version) -> Version:
         known = len(decisions(self.root, MODEL))
-        self._say("The drift event has started the retrain. Its line runs; the dashboard shows it.")
+        _say("The drift event has started the retrain. Its line runs; the dashboard shows it.")
         self._until(lambda: len(decisions(self.root, MODEL)) > known, "the decision", _LEARNED_WITHIN_SECONDS)
         decided = decisions(self.root, MODEL)[-1]
-        self._say(str(decided["sentence"]))
-        if decided["verdict"] != "promote":
+        _say(str(decided["sentence"]))
+        if decided["verdict"] != PROMOTE:
             raise DemoError("The gate did not promote the challenger.")
-        self._until(lambda: self._champion() != first, "the promotion", 120)
-        second = champion(self.root, MODEL)
-        assert second is not None  # noqa: S101
+        self._until(lambda: self._champion().tag != first.tag, "the promotion", 120)
+        second = self._champion()
         self._until(lambda: self._served() == second.release, "the new version's place in the server", 120)
-        return second.tag
+        return second
 
     def _served(self) -> str:
         return str(httpx.get(f"{self._server}/models/{MODEL}").raise_for_status().json()["version"])
@@ -197,7 +193,7 @@ class Demo:
         then, now = both["is_right"], both["is_right_after"]
         found = Discordance(len(both), int((~then & now).sum()), int((then & ~now).sum()))
         low, high = found.interval(0.025)
-        self._say(
+        _say(
             f"  {what:13} {then.sum() / len(both):.3f} → {now.sum() / len(both):.3f} of {len(both):,} right; "
             f"difference {found.effect:+.3f} ({low:+.3f} to {high:+.3f})"
         )
@@ -215,13 +211,14 @@ class Demo:
         command += [f"--window-size={_WIDTH},{_HEIGHT}", f"--screenshot={self.screens / name}.png", self._portal + page]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
 
-    def _mill(self, *arguments: str) -> None:
-        self._run(sys.executable, "-m", "flows.cli", *arguments, shown=f"mill {' '.join(arguments)}")
+    def _mill(self, *arguments: str, may_end: Sequence[int] = (0,)) -> int:
+        shown = f"mill {' '.join(arguments)}"
+        return self._run(sys.executable, "-m", "flows.cli", *arguments, may_end=may_end, shown=shown)
 
     def _run(self, *command: str, may_end: Sequence[int] = (0,), shown: str = "") -> int:
         """Run a command in the clone, let it be seen, and give its exit code."""
         shown = shown or " ".join(command)
-        self._say(f"$ {shown}")
+        _say(f"$ {shown}")
         own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         environment = {**own, "PATH": path_of_commands(), "PYTHONPATH": str(self.root)}
         code = subprocess.run(command, cwd=self.root, env=environment, stdin=subprocess.DEVNULL, check=False).returncode
@@ -241,10 +238,11 @@ class Demo:
         return f"{seconds // 60}:{seconds % 60:02}"
 
     def _chapter(self, title: str) -> None:
-        self._say(f"\n— {self._clock()}  {title}")
+        _say(f"\n— {self._clock()}  {title}")
 
-    def _say(self, text: str) -> None:
-        print(text, flush=True)
+
+def _say(text: str) -> None:
+    print(text, flush=True)
 
 
 def prepare(home: Path, folder: Path) -> Path:
@@ -286,7 +284,7 @@ def _change_params(file: Path) -> None:
 
 
 def _mixed(films: pl.DataFrame, tweets: pl.DataFrame) -> pl.DataFrame:
-    """Film reviews and tweets as the second version has seen them: one tweet to four reviews, in some order."""
+    """Film reviews and tweets about as the second version has seen them: one tweet to three reviews, in some order."""
     both = pl.concat([films.head(3 * len(tweets)), tweets])
     return both.sample(fraction=1, seed=1, shuffle=True)
 

@@ -5,9 +5,10 @@ Nothing else looks: `dvc repro` reads what is pinned, so that a run can be repea
 
 from pathlib import Path
 
+from flows.params import load_flows
 from tasks import sources
 from tasks.errors import ParamsError
-from tasks.params import Collect, CollectFeedback, CollectFiles, Model, load_model
+from tasks.params import Collect, CollectFeedback, CollectFiles, Model, load, load_model
 from tasks.paths import Paths
 from tasks.shards import write_text
 from tasks.sources import Partition, read_pins, write_pins
@@ -49,6 +50,11 @@ def _pull_feedback(model: str, params: Model, paths: Paths) -> str:
         if not paths.feedback_pin.exists():
             write_pins(paths.feedback_pin, [])  # dvc.yaml names it for every model
         return ""
+    if params.feedback.url is None and (elsewhere := _journal_elsewhere(paths.root)):
+        raise ParamsError(
+            f"params.yaml: models.{model}.feedback.url is null, which is {_JOURNAL}, and the server keeps its journal "
+            f"at {elsewhere} (flows.journal.url). Write feedback.url: {elsewhere}, so that its labels are found."
+        )
     if params.feedback.url is None and not (paths.root / _JOURNAL).exists():
         if not paths.feedback_pin.exists():
             write_pins(paths.feedback_pin, known)
@@ -64,6 +70,13 @@ def _pull_feedback(model: str, params: Model, paths: Paths) -> str:
     num_mended = sum(part not in known for part in found if part.name in before)
     mended = f" {num_mended} partition{'' if num_mended == 1 else 's'} of labels corrected." if num_mended else ""
     return f" {num_new:,} labels are new.{mended} They are pinned in {paths.feedback_pin}; commit that file."
+
+
+def _journal_elsewhere(root: Path) -> str | None:
+    """Where params.yaml has the server keep its journal, as it says it; None where that is in its usual place."""
+    if not load(root / "params.yaml").flows:  # nothing is served by it
+        return None
+    return load_flows(root / "params.yaml").journal.url
 
 
 def _check_inside(model: str, params: Model, root: Path) -> None:

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import polars as pl
 import pytest
+from ruamel.yaml import YAML
 
 from flows.pull import pull
 from tasks import problems
@@ -21,7 +22,7 @@ from tasks.paths import Paths
 from tasks.shards import read_json, read_rows, write_json
 from tasks.sources import Partition, files, write_pins
 from tasks.sources.feedback import SOURCE, Feedback
-from tests.conftest import Line
+from tests.conftest import REPOSITORY, Line
 from tests.postgres_server import PASSWORD, Server, started
 
 COLUMNS = {"id": "id", "text": "text", "label": "label"}
@@ -293,6 +294,15 @@ def test_a_bad_label_of_an_old_journal_stops_neither_the_pull_nor_the_line(
     run("collect", "tiny")
     rows = dict(read_rows(Paths("tiny", root).collected).select("text", "label").iter_rows())
     assert rows == {"a film": "positive", "film number 1": None, "film number 2": "positive"}
+
+
+def test_a_journal_that_the_server_keeps_elsewhere_is_not_taken_for_one_without_labels(root: Path) -> None:
+    raw = read_json(root / "params.yaml")
+    shipped = YAML(typ="safe").load((REPOSITORY / "params.yaml").read_text())["flows"]
+    flows = {**shipped, "journal": {"url": "$JOURNAL_URL", "keep_days": 365}, "models": {}}
+    write_json(root / "params.yaml", {**raw, "flows": flows})
+    with pytest.raises(ParamsError, match=r"Write feedback\.url: \$JOURNAL_URL, so that its labels are found"):
+        pull("tiny", root)
 
 
 @pytest.mark.parametrize(
