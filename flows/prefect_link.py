@@ -48,8 +48,8 @@ class Link:
         With `on_terminal` its log is shown there as well.
         """
         self._api = api_url
-        # Found here, where Prefect's settings name the server: lines come from threads that have none.
-        self._worker = APILogWorker.instance()
+        # Prefect's settings here name the server: lines come from threads that have none.
+        self._around = contextvars.copy_context()
         set_api_log_sink(self._send_log)
         if not emit_events_to_cloud():
             # What did not get through is sent again with the next event, so that one need not be tried for long.
@@ -119,8 +119,10 @@ class Link:
             if self.is_lost:
                 del self._logs[:-_MAX_KEPT_LOGS]
                 return
+            # Found anew each time: Prefect stops it where anything sets up logging afresh, as importing DVC does.
+            worker = self._around.copy().run(APILogWorker.instance)
             for kept in self._logs:
-                self._worker.send(kept)
+                worker.send(kept)
             self._logs = []
 
     def _is_to_be_said(self, record: logging.LogRecord) -> bool:

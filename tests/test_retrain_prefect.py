@@ -1,6 +1,7 @@
 """A retrain and Prefect's servers: which one shows it, what stays there, and what it does where that goes away."""
 
 import fcntl
+import logging
 import os
 import re
 import subprocess
@@ -221,3 +222,24 @@ def test_work_that_prefect_cannot_show_is_done_once_and_what_stops_it_is_raised(
     with pytest.raises(MillError, match="there is no data"):
         as_flow("look", "films", os.environ["PREFECT_API_URL"], fail, lambda _: pytest.fail("shown"))
     assert done == [os.environ["PREFECT_API_URL"]]
+
+
+def test_where_a_library_sets_up_logging_afresh_the_lines_after_it_arrive_too(served, capsys):
+    from prefect.client.orchestration import get_client
+    from prefect.context import FlowRunContext
+    from prefect.states import Completed
+
+    def work(_: str | None) -> Any:
+        print("a line before")
+        for handler in logging.getLogger("prefect.flow_runs").handlers:
+            handler.flush()  # as logging.config does with all that there are
+        print("a line after")
+        context = FlowRunContext.get()
+        assert context is not None
+        return context.flow_run
+
+    run = as_flow("retrain", "films", served, work, lambda _: Completed())
+    assert "Logging error" not in capsys.readouterr().err
+    with get_client(sync_client=True) as client:
+        found = client.request("POST", "/logs/filter", json={"logs": {"flow_run_id": {"any_": [str(run.id)]}}}).json()
+    assert {"a line before", "a line after"} <= {line["message"] for line in found}
