@@ -1,7 +1,6 @@
 """A repository whose models have schedules. Its line takes no time, and its release is refused, so nothing is gated."""
 
 import json
-import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -108,12 +107,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def lives(process: int) -> bool:
-    """Whether a process is there and is no zombie."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return f"{process} (" in (stat := Path(f"/proc/{process}/stat").read_text()) and ") Z " not in stat

@@ -9,6 +9,7 @@ import pytest
 
 from flows import commands
 from flows.commands import Commands, Shell
+from tests.waiting import lives, wait_until
 
 
 def shell(folder: Path, *lines: str) -> Shell:
@@ -20,17 +21,9 @@ def run(folder: Path, *lines: str) -> tuple[commands.Ended, list[str]]:
     return Commands().run(shell(folder, *lines), heard.append), heard
 
 
-def wait_until(path: Path) -> str:
-    until = time.monotonic() + 20
-    while not (path.exists() and path.read_text().strip()):
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    return path.read_text().strip()
-
-
-def lives(process: str) -> bool:
-    stat = Path(f"/proc/{process}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+def written(path: Path) -> str:
+    """What stands in the file at `path`, as soon as something does."""
+    return wait_until(lambda: path.exists() and path.read_text().strip()) or ""
 
 
 def test_lines_are_heard_as_they_come_from_both_streams(tmp_path):
@@ -66,7 +59,7 @@ def test_what_a_command_leaves_running_does_not_hold_its_stage(tmp_path):
     ended, heard = run(tmp_path, "sleep 30 & echo $! > pid; echo done")
     assert time.monotonic() - started < 10
     assert (ended.code, heard[-1]) == (0, "done")
-    subprocess.run(["kill", wait_until(tmp_path / "pid")], check=True)
+    subprocess.run(["kill", written(tmp_path / "pid")], check=True)
 
 
 def test_commands_read_no_terminal(tmp_path):
@@ -81,7 +74,7 @@ def test_stop_ends_all_that_a_command_has_started_and_lets_no_other_begin(tmp_pa
     slow = shell(tmp_path, f"{ignore} sleep 60 & echo $! > pid; {ignore} sleep 60; sleep 60", "echo next > next")
     thread = threading.Thread(target=lambda: ended.append(running.run(slow, lambda _: None)))
     thread.start()
-    process = wait_until(tmp_path / "pid")
+    process = written(tmp_path / "pid")
     running.stop()
     thread.join(15)
     assert not thread.is_alive()
@@ -101,11 +94,8 @@ def test_where_this_process_is_killed_its_commands_end(tmp_path):
     from tests.conftest import REPOSITORY
 
     process = subprocess.Popen(["python", "-c", code, str(tmp_path)], cwd=REPOSITORY, stdout=subprocess.DEVNULL)
-    child = wait_until(tmp_path / "pid")
+    child = written(tmp_path / "pid")
     assert lives(child)
     process.kill()
     process.wait()
-    until = time.monotonic() + 5
-    while lives(child) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not lives(child)
+    wait_until(lambda: not lives(child), seconds=5)

@@ -2,12 +2,13 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from tasks import commits
 from tasks.commits import GroupCommit
+from tests.waiting import wait_until
 
 
 class Disk:
@@ -50,13 +51,6 @@ def hold(disk: Disk, group: GroupCommit[int]) -> None:
     disk.is_asked.clear()
     group.submit([0])
     assert disk.is_asked.wait(10)
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_what_comes_during_a_commit_is_in_the_next(disk: Disk, group: GroupCommit[int]) -> None:

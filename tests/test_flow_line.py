@@ -14,6 +14,7 @@ from tasks.shards import write_text
 from tests import line_toy as toy
 from tests.conftest import REPOSITORY
 from tests.line_toy import Seen
+from tests.waiting import lives, wait_until
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.usefixtures("served")]
 
@@ -101,9 +102,9 @@ def test_cancelled_in_prefect_it_ends_the_whole_process_group_and_says_so(branch
     from prefect.states import Cancelling
 
     def cancel() -> None:
-        toy.wait_until((branches / "pid").exists)
+        wait_until((branches / "pid").exists)
         with get_client(sync_client=True) as client:
-            toy.wait_until(lambda: toy.last_run(client).state.is_running())
+            wait_until(lambda: toy.last_run(client).state.is_running())
             client.set_flow_run_state(toy.last_run(client).id, Cancelling())
 
     write_text(branches / "slow", "")
@@ -113,7 +114,7 @@ def test_cancelled_in_prefect_it_ends_the_whole_process_group_and_says_so(branch
     canceller.join()
     assert ended.why_stopped == "cancelled in Prefect"
     assert toy.outcomes(ended) == {"ran": ["collect@one"], "stopped": ["clean@one"], "not run": ["deploy@one"]}
-    assert not toy.lives((branches / "pid").read_text().strip())
+    assert not lives((branches / "pid").read_text().strip())
     seen = Seen()
     assert (seen.run.state.type.value, seen.states["clean@one"]) == ("CANCELLED", "Cancelled")
     assert seen.states["deploy@one"] == "NotRun"
@@ -224,13 +225,13 @@ def test_without_any_server_the_stages_do_not_wait_for_a_temporary_one_and_it_en
     write_text(branches / "slow", "")
     write_text(branches / "raw-one.txt", "new\n")
     line = toy.in_a_process(branches, **alone)
-    toy.wait_until((branches / "pid").exists)
-    toy.wait_until(lambda: bool(servers_below(line.pid)))
+    wait_until((branches / "pid").exists)
+    wait_until(lambda: bool(servers_below(line.pid)))
     (server,) = servers_below(line.pid)
-    toy.wait_until(lambda: guards_of(server))
+    wait_until(lambda: guards_of(server))
     line.kill()
     line.communicate()
-    toy.wait_until(lambda: not toy.lives(server), seconds=30)
+    wait_until(lambda: not lives(server), seconds=30)
 
 
 def servers_below(process: int) -> list[str]:

@@ -12,6 +12,7 @@ from flows.line import run_line
 from flows.stages import LineError
 from tasks.shards import write_text
 from tests import line_toy as toy
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.usefixtures("served")]
 
@@ -38,7 +39,7 @@ def holder(branches) -> Iterator[Callable[[float], subprocess.Popen[bytes]]]:
 
     def hold(seconds: float) -> "subprocess.Popen[bytes]":
         started.append(subprocess.Popen([sys.executable, "-c", HOLD, str(seconds)], cwd=branches))
-        toy.wait_until((branches / "held").exists)
+        wait_until((branches / "held").exists)
         return started[-1]
 
     yield hold
@@ -68,7 +69,7 @@ def test_a_stage_that_somebodys_own_dvc_is_running_is_waited_for_and_taken_as_th
     assert toy.dvc(branches, "repro", "-q", "-s", "collect@one") == 0
     write_text(branches / "clean.sh", "touch started; sleep 5; " + toy.CLEAN)
     somebody = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "-q", "-s", "clean@one"], cwd=branches)
-    toy.wait_until((branches / "started").exists)
+    wait_until((branches / "started").exists)
     ended = toy.line(branches)
     assert somebody.wait() == 0
     assert toy.outcomes(ended)["cached"] == ["clean@one", "collect@one"]
@@ -81,7 +82,7 @@ def test_while_a_stage_runs_nobodys_dvc_can_write_to_its_files(branches):
     write_text(branches / "slow", "")
     line = toy.in_a_process(branches)
     try:
-        toy.wait_until((branches / "pid").exists)
+        wait_until((branches / "pid").exists)
         assert toy.dvc(branches, "repro", "-q", "-s", "clean@one") != 0
         assert toy.dvc(branches, "repro", "-q", "-s", "collect@two") == 0
     finally:

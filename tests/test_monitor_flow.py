@@ -17,7 +17,8 @@ from flows.params import load_flows
 from flows.schedule import register
 from tests.conftest import Line
 from tests.scheduled import RETRAIN
-from tests.test_schedule import Inbox, applied, eventually, inbox, runs_of  # noqa: F401
+from tests.test_schedule import Inbox, applied, inbox, runs_of  # noqa: F401
+from tests.waiting import wait_until
 from tests.watched import MODEL, WINDOW, World, make_world
 
 # Of Apprise, where it loads all that it knows.
@@ -70,7 +71,7 @@ def test_drift_asks_for_labels_once_and_with_enough_of_them_it_starts_the_retrai
     ids = world.ask(ODD[: 2 * WINDOW])
     looked = monitor(world.root, MODEL, say=lambda _: None)
     assert looked.verdict == "alarm"
-    told = eventually(lambda: events(client)[before:])
+    told = wait_until(lambda: events(client)[before:])
     assert told[0]["resource"]["modelmill.labels"] == "wanted"
     assert told[0]["payload"]["columns"]
     assert len(told[0]["payload"]["examples"]) == 10
@@ -82,7 +83,7 @@ def test_drift_asks_for_labels_once_and_with_enough_of_them_it_starts_the_retrai
     looked = monitor(world.root, MODEL, say=lambda _: None)
     assert any("a retrain was asked for" in line for line in looked.advice)
     assert any(f"models.{MODEL}.feedback of params.yaml is null" in line for line in looked.advice)
-    [run] = eventually(lambda: runs_of(client, deployed["retrain"]))
+    [run] = wait_until(lambda: runs_of(client, deployed["retrain"]))
     assert run.parameters["why"] == "drift"
     assert "drift in 2 windows in a row" in run.parameters["because"]
     monitor(world.root, MODEL, say=lambda _: None)
@@ -101,7 +102,7 @@ def test_a_drift_is_told_to_people_whatever_labels_there_are(world, client, inbo
     deployed = registered(world)
     told = {"told": "The words are others. 0 of 2 labels stand."}
     emit_drift(world.root, MODEL, "The words are others.", told, enough_labels=False)
-    [message] = eventually(lambda: inbox.messages)
+    [message] = wait_until(lambda: inbox.messages)
     assert (message["title"], message["message"]) == (f"{MODEL}: drift", told["told"])
     assert runs_of(client, deployed["retrain"]) == []
 
@@ -115,7 +116,7 @@ def test_an_alarm_that_nobody_heard_is_told_at_the_next_look(world, client, monk
     before = len(events(client))
     looked = monitor(world.root, MODEL, say=lambda _: None)
     assert not any("nobody hears" in line for line in looked.advice)
-    assert eventually(lambda: events(client)[before:])
+    assert wait_until(lambda: events(client)[before:])
 
 
 @pytest.mark.parametrize(

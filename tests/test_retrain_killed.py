@@ -19,8 +19,8 @@ from flows.store import read_live
 from flows.worktree import Busy
 from tasks.shards import write_text
 from tests.conftest import REPOSITORY
-from tests.line_toy import lives, wait_until
 from tests.test_retrain import Killed, branches, champion, gate, repository, toy  # noqa: F401
+from tests.waiting import lives, wait_until
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.usefixtures("served", "gate")]
 

@@ -23,10 +23,10 @@ from flows.retrain import retrain
 from tasks.errors import MillError
 from tasks.shards import write_json, write_text
 from tests.conftest import REPOSITORY
-from tests.line_toy import lives, wait_until
 from tests.test_flow_line import Proxy, guards_of, servers_below
 from tests.test_retrain import arrive, branches, champion, gate, repository, toy  # noqa: F401
 from tests.test_worktree import fingerprint
+from tests.waiting import lives, wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

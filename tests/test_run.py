@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from flows import store
 from tasks import problems
 from tasks.deploy import deploy
 from tests.conftest import REPOSITORY, Line, tiny_params, write_params
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("served")
 
@@ -230,10 +230,3 @@ def commands_of(group: int) -> list[str]:
     listed = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
     processes = [line.split(maxsplit=2) for line in listed.splitlines()]
     return [command for number, state, command in processes if int(number) == group and not state.startswith("Z")]
-
-
-def wait_until(true: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"it did not come true in {seconds} s"
-        time.sleep(0.05)

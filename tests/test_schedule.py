@@ -6,11 +6,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -26,13 +26,12 @@ from flows.registry import decisions
 from flows.runner import end_the_dead
 from flows.schedule import TAG, ScheduleError, identity, register, way_of
 from tests.scheduled import RETRAIN, line_runs, make_repository, write_params
+from tests.waiting import wait_until
 
 # Of Apprise, where it loads all that it knows.
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
-
-T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
@@ -95,15 +94,6 @@ def applied(deployment: Any) -> UUID:
 
 def registered(root: Path) -> list[Deployed]:
     return register(root, load_flows(root / "params.yaml"), applied)
-
-
-def eventually(find: Callable[[], T | None], seconds: float = 60) -> T:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if found := find():
-            return found
-        time.sleep(0.3)
-    raise AssertionError("it did not come")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +168,7 @@ def test_each_model_with_a_schedule_gets_a_deployment_that_says_when(repository,
 def test_the_servers_scheduler_plans_the_runs_of_the_cron_line_in_its_time_zone(repository, client):
     write_params(repository, ("films",), cron="30 2 * * *", timezone="Europe/Berlin")
     [one] = registered(repository)
-    runs = eventually(lambda: [run for run in client.read_flow_runs() if run.deployment_id == one.id])
+    runs = wait_until(lambda: [run for run in client.read_flow_runs() if run.deployment_id == one.id])
     first = min(run.expected_start_time for run in runs)
     assert first == one.schedule.next_run(datetime.now(UTC)).astimezone(UTC)
     assert first.astimezone(ZoneInfo("Europe/Berlin")).strftime("%H:%M") == "02:30"
@@ -279,7 +269,7 @@ def runs_of(client: Any, one: Deployed) -> list[Any]:
 def test_drift_starts_the_models_retrain_alone_and_says_why(repository, client):
     books, films = registered(repository)
     emit_drift(repository, "films", "The words are {{ others }}.", {"share": 0.4})
-    [run] = eventually(lambda: runs_of(client, films))
+    [run] = wait_until(lambda: runs_of(client, films))
     assert run.parameters == {"model": "films", "why": "drift", "because": "The words are {{ others }}."}
     assert runs_of(client, books) == []
 
@@ -310,7 +300,7 @@ def test_a_failed_run_and_one_that_asks_are_told_and_the_secret_is_nowhere(
     for one, end in ends:
         run = client.create_flow_run_from_deployment(one.id)
         client.set_flow_run_state(run.id, end, force=True)
-    eventually(lambda: len(inbox.messages) >= 2)
+    wait_until(lambda: len(inbox.messages) >= 2)
     time.sleep(2)
     told = sorted((message["title"], message["message"].split("\n")[0]) for message in inbox.messages)
     assert told == [

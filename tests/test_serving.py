@@ -19,6 +19,7 @@ from tasks.serving.settings import Serving
 from tasks.shards import read_json, write_json
 from tests.conftest import Line
 from tests.model_server import Running, colder, running, use
+from tests.waiting import wait_until
 
 TEXT = {"text": "a warm and moving film"}
 
@@ -366,11 +367,3 @@ def test_more_than_can_be_answered_is_sent_away_at_once_and_the_server_is_well_a
 
 def wait_for(server: Running, version: str) -> None:
     wait_until(lambda: server.predict(TEXT).json()["version"] == version)
-
-
-def wait_until(condition: Any) -> Any:
-    deadline = time.monotonic() + 20
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)
-    return found

@@ -24,7 +24,7 @@ from tests.conftest import REPOSITORY
 from tests.model_server import SERVING
 from tests.registered import History
 from tests.test_serve_command import START, mill_serve, root
-from tests.test_serving import wait_until
+from tests.waiting import wait_until
 
 __all__ = ["root"]  # a fixture
 

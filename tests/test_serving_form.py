@@ -19,7 +19,7 @@ from flows.portal import add_portal
 from tasks.serving.keys import add_key
 from tests.conftest import Line
 from tests.model_server import Running, running
-from tests.test_serving import wait_until
+from tests.waiting import wait_until
 from tests.watched import MODEL, make_world
 
 pytestmark = [

@@ -18,7 +18,7 @@ from tasks.release import read_release
 from tests.conftest import Line
 from tests.model_server import Running, running, use
 from tests.postgres_server import PASSWORD, Server, started
-from tests.test_serving import wait_until
+from tests.waiting import wait_until
 
 TEXT = {"text": "a warm and moving film"}
 

@@ -10,6 +10,7 @@ import pytest
 from tasks.release import read_release
 from tests.conftest import Line
 from tests.model_server import Running, running, use
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +195,7 @@ def test_a_defect_is_a_sentence_too_and_says_nothing_of_the_input(
     monkeypatch.setattr("tasks.serving.service.Service._compute", fail)
     with caplog.at_level(logging.INFO):
         answer = server.predict({"text": "my secret diary"})
+        wait_until(lambda: any(record.name == "tasks.serving.logs" for record in caplog.records))  # after the answer
     assert answer.status_code == 500
     assert answer.json() == {"error": "The server failed at this request. Its log says where."}
     lines = [JsonFormatter().format(record) for record in caplog.records]
@@ -213,6 +215,7 @@ def test_a_request_leaves_a_line_that_says_all_but_what_was_asked(
     with caplog.at_level(logging.INFO, logger="tasks.serving.logs"):
         server.client.post("/models/tiny/predict?note=private", json=[{"text": "my secret diary"}, {"text": " "}])
         server.client.get("/private/notes")
+        wait_until(lambda: len(caplog.records) == 2)  # a line is written after its answer has been sent
     predicted, unknown = (json.loads(JsonFormatter().format(record)) for record in caplog.records)
     assert (predicted["method"], predicted["route"]) == ("POST", "/models/{name}/predict")
     assert (predicted["model"], predicted["status"], predicted["client"]) == ("tiny", 200, None)

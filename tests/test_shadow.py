@@ -12,7 +12,7 @@ from tasks.release import Release, read_release
 from tasks.shards import MANIFEST, read_json, sha256_of, write_json
 from tests.conftest import Line
 from tests.model_server import Running, colder, running, use
-from tests.test_serving import wait_until
+from tests.waiting import wait_until
 
 TEXT = {"text": "a warm and moving film"}
 

@@ -8,11 +8,10 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import pytest
@@ -23,11 +22,10 @@ from flows.git import git
 from flows.registry import decisions
 from flows.up import Running, running, running_api
 from tasks.shards import write_json, write_text
-from tests.scheduled import arrive, free_port, line_runs, lives, make_repository, write_params
+from tests.scheduled import arrive, free_port, line_runs, make_repository, write_params
+from tests.waiting import lives, wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-T = TypeVar("T")
 
 
 def mill(root: Path, *arguments: str, **env: str | None) -> subprocess.CompletedProcess[str]:
@@ -53,15 +51,6 @@ def around(root: Path, **env: str | None) -> dict[str, str]:
     return {name: value for name, value in own.items() if value is not None}
 
 
-def eventually(find: Callable[[], T | None], seconds: float = 120) -> T:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if found := find():
-            return found
-        time.sleep(0.2)
-    raise AssertionError("it did not come")
-
-
 class Prefect:
     """What the server says of the runs."""
 
@@ -70,7 +59,7 @@ class Prefect:
 
     def ask(self, method: str, path: str, **content: Any) -> Any:
         """The server asks for patience where its database is busy."""
-        return eventually(
+        return wait_until(
             lambda: found if (found := self._http.request(method, path, **content)).status_code != 503 else None
         ).json()
 
@@ -95,7 +84,7 @@ class Prefect:
 
     def ended(self, run: str) -> dict[str, Any]:
         ends = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-        return eventually(lambda: state if (state := self.state(run))["type"] in ends else None)
+        return wait_until(lambda: state if (state := self.state(run))["type"] in ends else None)
 
     @property
     def cron(self) -> str:
@@ -205,7 +194,7 @@ def test_drift_learns_when_it_has_cooled_down_and_costs_nothing_before(repositor
     arrive(repository, "films", 2)
     before = len(prefect.runs())
     emit_drift(repository, "films", "The words are others.")
-    run = eventually(lambda: runs[-1] if len(runs := prefect.runs()) > before else None)
+    run = wait_until(lambda: runs[-1] if len(runs := prefect.runs()) > before else None)
     held = prefect.ended(run["id"])
     assert held["name"] == "CoolDown"
     assert "cool_down_hours (20)" in held["message"]
@@ -213,7 +202,7 @@ def test_drift_learns_when_it_has_cooled_down_and_costs_nothing_before(repositor
     write_params(repository, cool_down_hours=0)
     git(repository, "commit", "-qam", "no cool-down")
     emit_drift(repository, "films", "The words are others.")
-    run = eventually(lambda: runs[-1] if len(runs := prefect.runs()) > before + 1 else None)
+    run = wait_until(lambda: runs[-1] if len(runs := prefect.runs()) > before + 1 else None)
     assert prefect.ended(run["id"])["name"] in ("Refused", "Nothing")
 
 
@@ -230,10 +219,10 @@ def test_a_retrain_that_somebody_asks_for_is_run_and_says_why(repository, prefec
 def test_what_changes_in_params_is_taken_over_and_a_mistake_in_it_is_not(repository, started, prefect):
     write_params(repository, cron="0 4 1 1 *")
     at_four = "0 4 1 1 *"
-    eventually(lambda: prefect.cron == at_four)
+    wait_until(lambda: prefect.cron == at_four)
     text = (repository / "params.yaml").read_text()
     (repository / "params.yaml").write_text(text.replace(at_four, "every night"))
-    eventually(lambda: "the schedules stay as they were" in Path(started.log).read_text())
+    wait_until(lambda: "the schedules stay as they were" in Path(started.log).read_text())
     assert "every night at three" in Path(started.log).read_text()
     assert prefect.cron == at_four
     (repository / "params.yaml").write_text(text)
@@ -242,9 +231,9 @@ def test_what_changes_in_params_is_taken_over_and_a_mistake_in_it_is_not(reposit
 def test_the_model_servers_death_is_mended_and_ends_nothing_else(started):
     before = children(started.process)
     os.kill(before["models"], signal.SIGKILL)
-    after = eventually(lambda: found if len(found := children(started.process)) == 3 and found != before else None)
+    after = wait_until(lambda: found if len(found := children(started.process)) == 3 and found != before else None)
     assert {name for name in after if after[name] != before[name]} == {"models"}
-    eventually(lambda: answers_at(f"{started.serves}/healthz"))
+    wait_until(lambda: answers_at(f"{started.serves}/healthz"))
 
 
 def answers_at(url: str) -> bool:
@@ -260,11 +249,11 @@ def test_a_server_that_dies_in_mid_run_comes_back_and_the_run_goes_on(repository
     arrive(repository, "films", 3)
     before = len(line_runs(repository))
     run = prefect.run()
-    eventually(lambda: len(line_runs(repository)) > before)
+    wait_until(lambda: len(line_runs(repository)) > before)
     lease = prefect.state(run)["state_details"]["deployment_concurrency_lease_id"]
     os.kill(children(started.process)["prefect"], signal.SIGKILL)
-    eventually(lambda: not answers_at(f"{started.api}/health"))
-    eventually(lambda: answers_at(f"{started.api}/health"))
+    wait_until(lambda: not answers_at(f"{started.api}/health"))
+    wait_until(lambda: answers_at(f"{started.api}/health"))
     renewed = httpx.post(f"{started.api}/v2/concurrency_limits/leases/{lease}/renew", json={"lease_duration": 300})
     assert renewed.status_code < 300
     assert prefect.ended(run)["name"] in ("Refused", "Nothing")
@@ -277,7 +266,7 @@ def test_down_ends_the_run_and_everything_else(repository, started, prefect):
     arrive(repository, "films", 4)
     before, head = len(line_runs(repository)), git(repository, "for-each-ref")
     prefect.run()
-    eventually(lambda: len(line_runs(repository)) > before)
+    wait_until(lambda: len(line_runs(repository)) > before)
     processes = {**children(started.process), "up": started.process, "line": line_runs(repository)[-1]}
     done = mill(repository, "down")
     assert (done.returncode, done.stdout) == (0, "Stopped.\n")
@@ -303,10 +292,10 @@ def test_killed_in_mid_run_all_ends_and_started_again_it_knows_what_became_of_it
         old = prefect.run(hours_ago=-1)
         prefect.ask("POST", f"/flow_runs/{old}/set_state", json={"state": {"type": "CANCELLED"}, "force": True})
         run = prefect.run()
-        eventually(lambda: len(line_runs(repository)) > before)
+        wait_until(lambda: len(line_runs(repository)) > before)
     processes = [*children(found.process).values(), line_runs(repository)[-1]]
     os.kill(found.process, signal.SIGKILL)
-    eventually(lambda: not any(lives(process) for process in processes))
+    wait_until(lambda: not any(lives(process) for process in processes))
     assert running_api(repository) is None
     write_text(repository.parent / "runs/seconds", "0")
     with contextlib.closing(sqlite3.connect(repository / ".mill/prefect/prefect.db")) as database, database:
@@ -318,7 +307,7 @@ def test_killed_in_mid_run_all_ends_and_started_again_it_knows_what_became_of_it
         # As far as its processes came in saying so; if not at all, the next start has said it.
         assert prefect.state(run)["type"] in ("CANCELLED", "CRASHED")
         assert prefect.ended(prefect.run())["name"] in ("Refused", "Nothing")
-        eventually(lambda: http.get(f"/flow_runs/{old}").status_code == 404)  # keep_runs_days is 30
+        wait_until(lambda: http.get(f"/flow_runs/{old}").status_code == 404)  # keep_runs_days is 30
     assert len(git(repository, "worktree", "list").splitlines()) == 1
     mill(repository, "down")
 
@@ -356,7 +345,7 @@ def test_ctrl_c_ends_what_it_started_and_not_the_server_that_was_there(tmp_path,
     assert sorted(started) == ["evidently", "models", "schedules"]
     assert f"Evidently     http://127.0.0.1:{params['flows']['evidently']['port']}\n" in said
     pages = f"http://127.0.0.1:{params['flows']['evidently']['port']}"
-    assert eventually(lambda: _got(f"{pages}/api/projects")) == "[]"
+    assert wait_until(lambda: _got(f"{pages}/api/projects")) == "[]"
     assert httpx.post(f"{pages}/api/projects", json={"name": "films"}).status_code in (401, 403)
     deployment = httpx.get(f"{prefect_api}/deployments/name/retrain/songs").json()
     assert deployment["parameters"] == {"model": "songs"}

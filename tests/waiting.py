@@ -1,0 +1,26 @@
+"""Waiting for what another thread or process does."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def wait_until(find: Callable[[], T], seconds: float = 60) -> T:
+    """What `find` returns once that is true; an AssertionError after `seconds`, which a loaded machine may need."""
+    until = time.monotonic() + seconds
+    while not (found := find()):
+        assert time.monotonic() < until, f"it did not come about in {seconds} s"
+        time.sleep(0.02)
+    return found
+
+
+def lives(process: int | str) -> bool:
+    """Whether a process is there and is no zombie."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
