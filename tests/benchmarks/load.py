@@ -3,8 +3,9 @@
     python -m tests.benchmarks.load PLAN.json
 
 The plan has `host`, `port`, `path`, `bodies` (JSON texts, each a request), and either `callers` (so many who each ask
-the next when they have an answer) or `rate` (requests a second, whatever the answers do, at times drawn with `seed`);
-`requests`, how many in all, going round the bodies; `timeout` seconds; `headers`. With `keep`, the answers come back.
+the next when they have an answer) or `rate` (requests a second, whatever the answers do, at times drawn with `seed`;
+with `even`, at equal distances); `requests`, how many in all, going round the bodies; `timeout` seconds; `headers`.
+With `keep`, the answers come back.
 """
 
 import asyncio
@@ -101,7 +102,7 @@ class Load:
             free.append(caller)
 
         for body in self._bodies:
-            at += drawn.expovariate(self._plan["rate"])
+            at += 1 / self._plan["rate"] if self._plan.get("even") else drawn.expovariate(self._plan["rate"])
             await asyncio.sleep(max(0.0, at - time.perf_counter()))
             tasks.add(asyncio.create_task(ask(body)))
         await asyncio.gather(*tasks)

@@ -113,20 +113,26 @@ def latency(chosen: argparse.Namespace, sample: pl.DataFrame) -> None:
         with mill_server(chosen.release, callers=_CALLERS) as server:
             bodies = bodies_of(texts, size)
             server.load(bodies=bodies, callers=2, requests=len(bodies))
-            ratios = []
+            ratios, even_ratios = [], []
             for _ in range(chosen.rounds):
                 most = server.load(bodies=bodies, callers=max(2, 64 // size), requests=len(bodies))
                 alone = server.load(bodies=bodies, callers=1, requests=min(100, len(bodies)))
                 rate = most["answered_per_second"] / 2
                 half = server.load(bodies=bodies, rate=rate, requests=max(100, int(10 * rate)))
+                even = server.load(bodies=bodies, rate=rate, requests=max(100, int(10 * rate)), even=True)
                 ratios.append(half["ms"]["200"]["p99"] / alone["ms"]["200"]["p50"])
+                even_ratios.append(even["ms"]["200"]["p99"] / alone["ms"]["200"]["p50"])
                 print(
                     f"  requests of {size}: {2 * rate:.0f}/s at most; one alone p50 {alone['ms']['200']['p50']:.1f} ms;"
                     f" at half p50 {half['ms']['200']['p50']:.1f}, p99 {half['ms']['200']['p99']:.1f} ms,"
-                    f" {ratios[-1]:.1f} times (at most 4) {_said(half)}",
+                    f" {ratios[-1]:.1f} times (at most 4), evenly spaced {even_ratios[-1]:.1f} {_said(half)}",
                     flush=True,
                 )
-            print(f"  p99 at half, in single requests: median {statistics.median(ratios):.2f}, best {min(ratios):.2f}")
+            for how, found in (("at random times", ratios), ("evenly spaced", even_ratios)):
+                print(
+                    f"  p99 at half, {how}, in single requests: median {statistics.median(found):.2f}, "
+                    f"best {min(found):.2f}"
+                )
             flood = server.load(bodies=bodies, rate=6 * rate, requests=int(60 * rate), timeout=10)
             after = server.load(bodies=bodies, callers=1, requests=min(100, len(bodies)))
             away = flood["ms"].get("429", {}).get("p99", 0.0)
