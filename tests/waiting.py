@@ -8,7 +8,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_until(find: Callable[[], T], seconds: float = 60) -> T:
+def wait_until(find: Callable[[], T], seconds: float = 120) -> T:
     """What `find` returns once that is true; an AssertionError after `seconds`, which a loaded machine may need."""
     until = time.monotonic() + seconds
     while not (found := find()):
