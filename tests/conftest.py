@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from tasks.paths import Paths
 from tasks.shards import ShardWriter, write_json
 
 if TYPE_CHECKING:
+    from tests.deployments import Inbox
     from tests.registered import History
 
 REPOSITORY = Path(__file__).parent.parent
@@ -237,6 +239,29 @@ def served(prefect_api: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with temporary_settings({PREFECT_API_URL: prefect_api}):
         yield prefect_api
     _log_to(sys.__stderr__)
+
+
+@pytest.fixture
+def client(served: str) -> Iterator[Any]:
+    """Prefect's, of the tests' own server."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as found:
+        yield found
+
+
+@pytest.fixture
+def inbox() -> Iterator["Inbox"]:
+    """Where messages arrive for as long as the test takes."""
+    from tests.deployments import Inbox
+
+    found = Inbox()
+    thread = threading.Thread(target=found.server.serve_forever)
+    thread.start()
+    yield found
+    found.server.shutdown()
+    thread.join()
+    found.server.server_close()
 
 
 def _log_to(stream: TextIO | None) -> None:

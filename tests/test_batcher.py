@@ -1,13 +1,13 @@
 """Rows of many requests, computed together: tasks/serving/batcher.py."""
 
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import wait
 
 import pytest
 
 from tasks.serving.batcher import Batcher, Busy, Retired
+from tests.waiting import wait_until
 
 
 class Model:
@@ -90,10 +90,7 @@ def test_lanes_share_a_request_and_the_rows_of_like_length_stay_together(model: 
     batcher = make(model, lanes=2, batch_rows=8)
     model.may_go.clear()
     future = batcher.submit(["x" * length for length in (9, 1, 8, 2, 7, 3, 6, 4)])
-    deadline = time.monotonic() + 10
-    while len(model.batches) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: len(model.batches) >= 2)
     assert sorted(sorted(map(len, batch)) for batch in model.batches) == [[1, 2, 3, 4], [6, 7, 8, 9]]
     model.may_go.set()
     assert future.result(10) == [9, 1, 8, 2, 7, 3, 6, 4]

@@ -23,7 +23,7 @@ def run(folder: Path, *lines: str) -> tuple[commands.Ended, list[str]]:
 
 def written(path: Path) -> str:
     """What stands in the file at `path`, as soon as something does."""
-    return wait_until(lambda: path.exists() and path.read_text().strip()) or ""
+    return wait_until(lambda: path.read_text().strip() if path.exists() else None)
 
 
 def test_lines_are_heard_as_they_come_from_both_streams(tmp_path):

@@ -19,6 +19,7 @@ from tasks.journal import Journal, Prediction, UnknownPrediction, open_journal
 from tasks.labels import Label
 from tests.conftest import REPOSITORY
 from tests.postgres_server import PASSWORD, Server, started
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -268,10 +269,7 @@ def test_a_database_that_takes_nothing_is_known_and_so_is_when_it_does_again(
     with writing(engine, name) as connection:
         connection.execute(sa.text("ALTER TABLE elsewhere RENAME TO predictions"))
     engine.dispose()
-    deadline = time.monotonic() + 10
-    while journal.trouble is not None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: journal.trouble is None)
     write(journal, prediction(1))
 
 

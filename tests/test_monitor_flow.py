@@ -1,7 +1,6 @@
 """The monitor and Prefect: what a run leaves there, when drift starts a retrain, and who is told."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from flows.monitored import Memory, Progress, Watched
 from flows.params import load_flows
 from flows.schedule import register
 from tests.conftest import Line
+from tests.deployments import applied, runs_of
 from tests.scheduled import RETRAIN
-from tests.test_schedule import Inbox, applied, inbox, runs_of  # noqa: F401
 from tests.waiting import wait_until
 from tests.watched import MODEL, WINDOW, World, make_world
 
@@ -25,14 +24,6 @@ from tests.watched import MODEL, WINDOW, World, make_world
 pytestmark = pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")
 
 ODD = [f"UNBELIEVABLE!!! {number} × {number + 7} ÷ 3 = ??? #WOW ψω €{number}00" for number in range(200)]
-
-
-@pytest.fixture
-def client(served: str) -> Iterator[Any]:
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as found:
-        yield found
 
 
 @pytest.fixture
@@ -94,7 +85,7 @@ def test_drift_asks_for_labels_once_and_with_enough_of_them_it_starts_the_retrai
     assert {f"{MODEL}-monitor-drift", f"{MODEL}-monitor-page"} <= keys
 
 
-def test_a_drift_is_told_to_people_whatever_labels_there_are(world, client, inbox, monkeypatch):  # noqa: F811
+def test_a_drift_is_told_to_people_whatever_labels_there_are(world, client, inbox, monkeypatch):
     monkeypatch.setenv("MILL_TEST_NOTIFY", inbox.url)
     params = json.loads((world.root / "params.yaml").read_text())
     params["flows"]["notify"] = "$MILL_TEST_NOTIFY"

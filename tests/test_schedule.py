@@ -4,14 +4,10 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -25,6 +21,7 @@ from flows.params import Retrain, load_flows
 from flows.registry import decisions
 from flows.runner import end_the_dead
 from flows.schedule import TAG, ScheduleError, identity, register, way_of
+from tests.deployments import applied, runs_of
 from tests.scheduled import RETRAIN, line_runs, make_repository, write_params
 from tests.waiting import wait_until
 
@@ -45,51 +42,6 @@ def repository(made: Path, tmp_path: Path) -> Path:
     root = tmp_path / "repository"
     subprocess.run(["git", "clone", "-q", str(made), str(root)], check=True)
     return root
-
-
-@pytest.fixture
-def client(served: str) -> Iterator[Any]:
-    from prefect.client.orchestration import get_client
-
-    with get_client(sync_client=True) as found:
-        yield found
-
-
-@pytest.fixture
-def inbox() -> Iterator["Inbox"]:
-    found = Inbox()
-    thread = threading.Thread(target=found.server.serve_forever)
-    thread.start()
-    yield found
-    found.server.shutdown()
-    thread.join()
-    found.server.server_close()
-
-
-class Inbox:
-    """A place that messages are sent to, as Apprise sends JSON."""
-
-    def __init__(self) -> None:
-        messages: list[dict[str, Any]] = []
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.messages, self.server = messages, HTTPServer(("127.0.0.1", 0), Handler)
-
-    @property
-    def url(self) -> str:
-        return f"json://ann:sesame@127.0.0.1:{self.server.server_address[1]}/"
-
-
-def applied(deployment: Any) -> UUID:
-    return UUID(str(deployment.apply()))
 
 
 def registered(root: Path) -> list[Deployed]:
@@ -258,12 +210,6 @@ def pooled(root: Path, name: str | None) -> None:
     params = json.loads((root / "params.yaml").read_text())
     params["flows"]["server"]["work_pool"] = name
     (root / "params.yaml").write_text(json.dumps(params))
-
-
-def runs_of(client: Any, one: Deployed) -> list[Any]:
-    """Those that the schedule did not plan."""
-    found = [run for run in client.read_flow_runs() if run.deployment_id == one.id]
-    return [run for run in found if not run.auto_scheduled]
 
 
 def test_drift_starts_the_models_retrain_alone_and_says_why(repository, client):

@@ -18,8 +18,8 @@ from tasks.gate_report import test_set_report as report_of_test_set
 from tasks.release import read_release, seal
 from tasks.shards import write_json, write_text
 from tasks.spending import choose, joined, marks_of
+from tests.deployments import applied
 from tests.scheduled import make_repository, write_params
-from tests.test_schedule import applied
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 NOTHING_RUNS = "Nothing runs by itself: `mill up` does not run here. Start it: mill up --detach"

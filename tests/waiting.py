@@ -8,12 +8,17 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_until(find: Callable[[], T], seconds: float = 120) -> T:
+# Seconds between two looks: the first come soon, and a server that is asked for minutes has other things to do.
+_FIRST, _LAST = 0.02, 0.3
+
+
+def wait_until(find: Callable[[], T | None], seconds: float = 120) -> T:
     """What `find` returns once that is true; an AssertionError after `seconds`, which a loaded machine may need."""
-    until = time.monotonic() + seconds
+    until, pause = time.monotonic() + seconds, _FIRST
     while not (found := find()):
         assert time.monotonic() < until, f"it did not come about in {seconds} s"
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(1.2 * pause, _LAST)
     return found
 
 

@@ -113,25 +113,28 @@ def latency(chosen: argparse.Namespace, sample: pl.DataFrame) -> None:
         with mill_server(chosen.release, callers=_CALLERS) as server:
             bodies = bodies_of(texts, size)
             server.load(bodies=bodies, callers=2, requests=len(bodies))
-            ratios, even_ratios = [], []
+            ratios: dict[str, list[float]] = {"evenly spaced": [], "at random times": []}
             for _ in range(chosen.rounds):
                 most = server.load(bodies=bodies, callers=max(2, 64 // size), requests=len(bodies))
                 alone = server.load(bodies=bodies, callers=1, requests=min(100, len(bodies)))
-                rate = most["answered_per_second"] / 2
-                half = server.load(bodies=bodies, rate=rate, requests=max(100, int(10 * rate)))
-                even = server.load(bodies=bodies, rate=rate, requests=max(100, int(10 * rate)), even=True)
-                ratios.append(half["ms"]["200"]["p99"] / alone["ms"]["200"]["p50"])
-                even_ratios.append(even["ms"]["200"]["p99"] / alone["ms"]["200"]["p50"])
+                pair = server.load(bodies=bodies, callers=2, requests=min(200, len(bodies)))
+                single, rate = alone["ms"]["200"]["p50"], most["answered_per_second"] / 2
+                rates = [one["answered_per_second"] for one in (alone, pair, most)]
                 print(
-                    f"  requests of {size}: {2 * rate:.0f}/s at most; one alone p50 {alone['ms']['200']['p50']:.1f} ms;"
-                    f" at half p50 {half['ms']['200']['p50']:.1f}, p99 {half['ms']['200']['p99']:.1f} ms,"
-                    f" {ratios[-1]:.1f} times (at most 4), evenly spaced {even_ratios[-1]:.1f} {_said(half)}",
+                    f"  requests of {size}: {rates[0]:.0f}/s to one caller, {rates[1]:.0f} to two, "
+                    f"{rates[2]:.0f} at most; one alone p50 {single:.1f} ms",
                     flush=True,
                 )
-            for how, found in (("at random times", ratios), ("evenly spaced", even_ratios)):
+                for how, found in ratios.items():
+                    is_even = how == "evenly spaced"
+                    half = server.load(bodies=bodies, rate=rate, requests=max(100, int(10 * rate)), even=is_even)
+                    ms = half["ms"]["200"]
+                    found.append(ms["p99"] / single)
+                    print(f"    half, {how}: p50 {ms['p50']:.1f}, p99 {ms['p99']:.1f} ms {_said(half)}", flush=True)
+            for how, found in ratios.items():
                 print(
-                    f"  p99 at half, {how}, in single requests: median {statistics.median(found):.2f}, "
-                    f"best {min(found):.2f}"
+                    f"  p99 at half, {how}, in single requests (at most 4): median {statistics.median(found):.2f}"
+                    f" ({min(found):.2f} to {max(found):.2f})"
                 )
             flood = server.load(bodies=bodies, rate=6 * rate, requests=int(60 * rate), timeout=10)
             after = server.load(bodies=bodies, callers=1, requests=min(100, len(bodies)))
