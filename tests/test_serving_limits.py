@@ -91,9 +91,10 @@ def test_a_body_that_does_not_say_its_size_is_refused_once_it_is_too_large(serve
 def test_all_bodies_together_have_a_limit(server: Running) -> None:
     with contextlib.ExitStack() as stack:
         head = b"POST /models/tiny/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n{"
-        many = [stack.enter_context(connected(server)) for _ in range(40)]
-        for connection in many:
-            connection.sendall(head)
+        many = []
+        for _ in range(40):
+            many.append(stack.enter_context(connected(server)))
+            many[-1].sendall(head)  # at once: who says nothing is hung up on
         answers = [said(connection) for connection in many]
     statuses = {answer.split(b" ")[1] for answer in answers}
     assert statuses == {b"408", b"429"}
@@ -197,6 +198,7 @@ def test_a_defect_is_a_sentence_too_and_says_nothing_of_the_input(
         answer = server.predict({"text": "my secret diary"})
         wait_until(lambda: any(record.name == "tasks.serving.logs" for record in caplog.records))  # after the answer
     assert answer.status_code == 500
+    assert answer.headers["connection"] == "close"
     assert answer.json() == {"error": "The server failed at this request. Its log says where."}
     lines = [JsonFormatter().format(record) for record in caplog.records]
     assert any('"ValueError"' in line and "service.py" in line for line in lines)

@@ -97,7 +97,9 @@ def _explain_errors(app: FastAPI) -> None:
         return Json({"error": sentence}, status_code=status, headers=headers)
 
     async def failed(_: Request, __: Exception) -> Response:
-        return Json({"error": "The server failed at this request. Its log says where."}, status_code=500)
+        sentence = "The server failed at this request. Its log says where."
+        # uvicorn closes the connection after a defect: unless that is said, the next request on it would be cut off.
+        return Json({"error": sentence}, status_code=500, headers={"Connection": "close"})
 
     app.add_exception_handler(BadRequest, refused)
     app.add_exception_handler(Denied, refused)
