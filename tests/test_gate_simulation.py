@@ -133,16 +133,16 @@ def test_a_bootstrapped_metric_is_promoted_as_seldom_as_alpha_says(metric, null)
 @pytest.mark.parametrize("null", NULLS)
 def test_a_bootstrapped_metric_over_all_uses_of_one_test_set(null):
     difference, improved = (-WIDE.margin if null == "margin" else 0.0), NULLS[null][1]
-    each, num = levels(FEW_ROWS), NUM // 4
+    each = levels(FEW_ROWS)
     wrong = sum(
         any(
             decide(evidence, {}, improved, WIDE, level).verdict == "promote"
             for evidence, level in zip(bootstrapped("macro F1", seed, len(each), difference), each, strict=True)
         )
-        for seed in range(num)
+        for seed in range(NUM)
     )
-    say(f"macro F1, {null}, {len(each)} uses", wrong / num, f"limit {limit(WIDE.alpha, num):.4f}")
-    assert wrong / num <= limit(WIDE.alpha, num)
+    say(f"macro F1, {null}, {len(each)} uses", wrong / NUM, f"limit {limit(WIDE.alpha, NUM):.4f}")
+    assert wrong / NUM <= limit(WIDE.alpha, NUM)
 
 
 @pytest.mark.parametrize("way", ["superior", "margin"])
