@@ -396,6 +396,25 @@ def forget(
 
 
 @app.command()
+def problems() -> None:
+    """List the kinds of problems: what each reads, what it answers, how it is judged, and its recipe."""
+    from flows.recipes import problem_lines
+
+    print("\n".join(problem_lines()))
+
+
+@app.command()
+def add(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The new model's name.", show_default=False)],
+    recipe: Annotated[str, typer.Option("--recipe", help="A file of recipes/.", show_default=False)],
+) -> None:
+    """Put a commented entry for another model into params.yaml, where all else stays as it stands."""
+    from flows.recipes import add as add_model
+
+    print("\n".join(add_model(name, recipe)))
+
+
+@app.command()
 def report() -> None:
     """Build reports/index.html, the page over all models."""
     from flows.index import build_index

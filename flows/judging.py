@@ -161,8 +161,9 @@ def _comparison(case: Case, champion: Contestant, rows: pl.DataFrame) -> Compari
     with progress("gate: predict", 2 * len(rows), "rows") as advance:
         sides = []
         for one in (case.challenger, champion):
-            outputs = one.runtime.outputs(_tidied_for(one, case, rows), _BATCH, advance)
-            answers = one.runtime.problem.answer(outputs, one.runtime.signature, one.runtime.calibration)
+            tidied = _tidied_for(one, case, rows)
+            outputs = one.runtime.outputs(tidied, _BATCH, advance)
+            answers = one.runtime.problem.answer(tidied, outputs, one.runtime.signature, one.runtime.calibration)
             sides.append(Side(answers, one.runtime.signature))
     return comparison_of(rows, sides[0], sides[1], problem, setting)
 

@@ -81,7 +81,7 @@ class Answerer:
         if not len(asked):
             return pl.DataFrame(schema=self.columns), np.empty((0, 0), dtype=np.float16)
         outputs = self.runtime.outputs(asked, batch_size)
-        answers = self.runtime.problem.answer(outputs, self.runtime.signature, self.runtime.calibration)
+        answers = self.runtime.problem.answer(asked, outputs, self.runtime.signature, self.runtime.calibration)
         # Read for drift and not computed with: half of float32 keeps what drift sees.
         return answers, outputs["pooled_embedding"].astype(np.float16)
 
@@ -89,5 +89,4 @@ class Answerer:
 def open_answerer(release: Release, threads: int | None = None) -> Answerer:
     """Load a release that was checked, with the threads that it was made with, or others."""
     runtime = load_runtime(release.folder, threads or release.manifest["parameters"]["threads"])
-    example = runtime.problem.examples().head(1)
-    return Answerer(runtime, release.version, runtime.predict(example).schema)
+    return Answerer(runtime, release.version, runtime.problem.answer_schema(runtime.signature))

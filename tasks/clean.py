@@ -4,6 +4,7 @@ A row goes for the first of these reasons that it has, looked at in this order:
 
     no_text, too_short, too_long   of its texts as they are normalised, before redaction; in characters
     no_label, no_split_time        nothing to learn; split.by is time and the row has none
+    …                              the problem's own reasons, of targets that do not fit the texts
     conflicting_label              other rows of its partition have the same text and another label
     conflicting_label_with:ID      an earlier partition has the text with another label, or with several
     duplicate_of:ID                an earlier row has the same text
@@ -100,7 +101,7 @@ def clean(valid: Path, kept: Path, tally: Path, *, params: Clean, problem: Probl
         work.mkdir()
         sifted = _sift(shards, num_rows, work, params, problem)
         stays, dropped, torn = _decide(sifted)
-        counts = _count(num_rows, stays, dropped, has_label=problem.label is not None)
+        counts = _count(num_rows, stays, dropped, problem)
         write_json(tally, {**counts, "conflicts": torn, "redacted": sifted.redacted})
         _require_enough(valid, counts, params)
         write_parquet(folder / DROPPED, dropped)
@@ -137,11 +138,12 @@ def _sift_shard(shard: Shard, sifted: _Sifted, params: Clean, problem: Problem, 
     for some in _slices(_read(shard, sifted), problem.texts):
         tidied, line = tidy(some, params, problem)
         line = line.with_columns(partition=partition)
-        stays = line["reason"].is_null()
-        sifted.dropped.append(line.filter(~stays).select(_DROPPED_COLUMNS.keys()))
-        tidied, counts = redact(tidied.filter(stays), problem.texts, params.redact, params.phone_regions)
+        line, raw, tidied = _without_those_that_go(line, some, tidied, sifted)
+        tidied, counts = redact(tidied, _all_texts(problem), params.redact, params.phone_regions)
+        tidied, reasons = problem.realign(raw, tidied)
+        line, _, tidied = _without_those_that_go(line.with_columns(reason=reasons), raw, tidied, sifted)
         texts = tidied.select(pl.concat_str(problem.texts, separator="\x1f")).to_series()
-        sifted.lines.append(pl.concat([line.filter(stays).drop("reason"), text_hashes(texts)], how="horizontal"))
+        sifted.lines.append(pl.concat([line.drop("reason"), text_hashes(texts)], how="horizontal"))
         sifted.parts.add(tidied)
         if sifted.sketches is not None:
             sifted.sketches.add(texts)
@@ -150,12 +152,25 @@ def _sift_shard(shard: Shard, sifted: _Sifted, params: Clean, problem: Problem, 
         advance(len(some))
 
 
+def _without_those_that_go(
+    line: pl.DataFrame, raw: pl.DataFrame, tidied: pl.DataFrame, sifted: _Sifted
+) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    """The three frames without the rows whose line has a reason, which are noted."""
+    stays = line["reason"].is_null()
+    sifted.dropped.append(line.filter(~stays).select(_DROPPED_COLUMNS.keys()))
+    return line.filter(stays), raw.filter(stays), tidied.filter(stays)
+
+
+def _all_texts(problem: Problem) -> tuple[str, ...]:
+    return (*problem.texts, *problem.target_texts)
+
+
 def tidy(rows: pl.DataFrame, params: Clean, problem: Problem) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The rows with their texts normalised, and a line for each: `id`, `label`, `split`, and the `reason` why it goes.
 
     The reason is null where a row may stay. All labels are "" where the problem has none.
     """
-    rows = normalised(rows, problem.texts, params)
+    rows = normalised(rows, _all_texts(problem), params)
     num_chars = [pl.col(column).str.len_chars() for column in problem.texts]
     lines = rows.select(
         pl.col("id").cast(pl.String),
@@ -200,17 +215,20 @@ def _earliest_near(numbers: NDArray[np.int64], sketches: Sketches | None) -> NDA
         return sketches.earliest_near(numbers, advance)
 
 
-def _count(num_rows: int, stays: pl.DataFrame, dropped: pl.DataFrame, *, has_label: bool) -> dict[str, Any]:
+def _count(num_rows: int, stays: pl.DataFrame, dropped: pl.DataFrame, problem: Problem) -> dict[str, Any]:
     splits: dict[str, dict[str, Any]] = {}
     for split in SPLITS:
         labels = stays.filter(pl.col("split") == split)["label"]
         splits[split] = {"rows": len(labels)}
-        if has_label:
+        if problem.label is not None:
             splits[split]["labels"] = dict(labels.value_counts().iter_rows())
     return {
         "rows_in": num_rows,
         "rows_kept": len(stays),
-        "dropped": {reason: int(dropped["reason"].str.contains(f"^{reason}(?::|$)").sum()) for reason in REASONS},
+        "dropped": {
+            reason: int(dropped["reason"].str.contains(f"^{reason}(?::|$)").sum())
+            for reason in (*REASONS, *problem.reasons)
+        },
         "splits": splits,
     }
 

@@ -162,9 +162,9 @@ def reference(
     """Give what the monitor compares traffic with: per row its descriptors, the answer, the embedding; but no text."""
     outputs = runtime.outputs(rows, advance=advance)
     embedding_ND = np.asarray(outputs["pooled_embedding"], dtype=np.float32)
-    answers = problem.answer(outputs, runtime.signature, runtime.calibration)
+    answers = problem.answer(rows, outputs, runtime.signature, runtime.calibration)
     embedding = pl.Series("embedding", embedding_ND, dtype=pl.Array(pl.Float32, embedding_ND.shape[1]))
-    return pl.concat([describe(rows, runtime), answers, embedding.to_frame()], how="horizontal")
+    return pl.concat([describe(rows, runtime), problem.watched(answers), embedding.to_frame()], how="horizontal")
 
 
 def _data_of(folder: Path) -> dict[str, Any]:

@@ -29,13 +29,20 @@ def describe(rows: pl.DataFrame, runtime: Runtime) -> pl.DataFrame:
         return described
     together = rows.select(pl.concat_str(texts, separator="\n", ignore_nulls=True)).to_series()
     encoded = problem.encode(rows, runtime.tokenizer, None, runtime.max_tokens)
-    num_tokens = encoded["input_ids"].list.len()
+    tokens = pl.col("input_ids")
+    unknown = unknown_id(runtime.tokenizer)
+    # A long row may have become several.
+    read = encoded.group_by("id", maintain_order=True).agg(
+        num_tokens=tokens.list.len().sum(),
+        num_unknown=pl.lit(0) if unknown is None else tokens.list.count_matches(unknown).sum(),
+        truncated=pl.col("truncated").any(),
+    )
     num_words = together.str.count_matches(r"\w+")
     return described.with_columns(
         language=languages(together),
-        tokens_per_word=_share(num_tokens, num_words),
-        share_unknown_tokens=_share(_count(encoded["input_ids"], unknown_id(runtime.tokenizer)), num_tokens),
-        truncated=encoded["truncated"],
+        tokens_per_word=_share(read["num_tokens"], num_words),
+        share_unknown_tokens=_share(read["num_unknown"], read["num_tokens"]),
+        truncated=read["truncated"],
     )
 
 
@@ -64,12 +71,6 @@ def unknown_id(tokenizer: "Tokenizer") -> int | None:
     # Unigram keeps a number instead of a name.
     number = getattr(tokenizer.model, "unk_id", None)
     return int(number) if number is not None else None
-
-
-def _count(ids: pl.Series, wanted: int | None) -> pl.Series:
-    if wanted is None:
-        return pl.repeat(0, len(ids), dtype=pl.UInt32, eager=True)
-    return ids.list.count_matches(wanted)
 
 
 def _share(counts: pl.Series, of: pl.Series) -> pl.Series:

@@ -69,8 +69,8 @@ def evaluate(
 
     signature = runtime.signature
     answers = Answers(
-        model=problem.answer(outputs, signature, runtime.calibration),
-        uncalibrated=problem.answer(outputs, signature, {}),
+        model=problem.answer(test, outputs, signature, runtime.calibration),
+        uncalibrated=problem.answer(test, outputs, signature, {}),
         baselines=problem.baselines(train, test, signature, params.seed),
     )
     with progress("intervals", 1 + params.resamples, "resamples") as advance:

@@ -44,14 +44,14 @@ def export(
 
     Raises LineStopped where every variant answers too differently from the checkpoint.
     """
-    require_space(candidate, 8 * (checkpoint / "model.safetensors").stat().st_size)
     facts = read_json(checkpoint / "signature.json")
+    require_space(candidate, 8 * (checkpoint / "model.safetensors").stat().st_size)
     torch.set_num_threads(threads)
     quiet()
     model = problem.build(
         str(checkpoint), facts["vocabulary"], facts["signature"], dropout=0.0, attention="eager"
     ).eval()
-    held_out = load_tokens(tokens, "validation").drop("label", strict=False)
+    held_out = load_tokens(tokens, "validation").drop(problem.targets)
     checked = held_out.head(params.check_rows)
     truth = _torch_outputs(problem, model, checked, facts["pad_id"])
 
@@ -72,8 +72,7 @@ def export(
         kept = _choose(variants, params)
         session = open_session(files[kept], threads)
         outputs = run(session, problem, held_out, facts["pad_id"], _BATCH)
-        labelled = load_tokens(tokens, "validation")
-        calibration = problem.calibrate(outputs, labelled, facts["signature"])
+        calibration = problem.calibrate(outputs, load_tokens(tokens, "validation"), facts["signature"])
         files[kept].rename(folder / "model.onnx")
         for path in files.values():
             path.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ _DECIMALS = 6
 def make_golden(rows: pl.DataFrame, runtime: Runtime, problem: Problem) -> dict[str, Any]:
     """The rows' inputs, what the model gives for each, and the answer that a caller gets."""
     outputs = runtime.outputs(rows, batch_size=1)
-    answers = problem.answer(outputs, runtime.signature, runtime.calibration)
+    answers = problem.answer(rows, outputs, runtime.signature, runtime.calibration)
     return {
         "tolerance": TOLERANCE,
         "rows": [

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tasks.calibration import Calibration, calibrated, size_looked_at
 from tasks.confidence import estimated_accuracy
-from tasks.descriptors import ANSWERS, CONFIDENCE, describe, families
+from tasks.descriptors import describe, families
 from tasks.drift import Reference, Sample, evenly, in_words
 from tasks.examples import driving_rows
 from tasks.health import data_health, latency
@@ -63,7 +63,7 @@ def open_subject(release: Release) -> Subject:
         held_out,
         Reference(held_out, about),
         {name: runtime.problem.columns[name] for name in runtime.problem.inputs},
-        {name: held_out.schema[name] for name, family in about.items() if family in (ANSWERS, CONFIDENCE)},
+        dict(runtime.problem.answer_schema(runtime.signature)),
     )
 
 
@@ -95,7 +95,8 @@ def judge_window(
     """
     looked_at, size = size_looked_at(len(rows), params.window, len(subject.held_out))
     chosen = rows[evenly(len(rows), looked_at)]
-    described = pl.concat([describe(chosen, subject.runtime), chosen.select(subject.answer.keys())], how="horizontal")
+    answers = subject.runtime.problem.watched(chosen.select(subject.answer.keys()))
+    described = pl.concat([describe(chosen, subject.runtime), answers], how="horizontal")
     sample = subject.reference.sample_of(described, _embeddings_of(chosen, embeddings))
     calibration = calibrated(
         cache,

@@ -318,7 +318,7 @@ def load(path: Path = Path("params.yaml")) -> Params:
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise ParamsError(f"{path}: expected a mapping with the key 'models' at the top.")
-    mistakes = list(_wrong_names(raw.get("models"), path))
+    mistakes = list(wrong_names(raw.get("models"), path))
     raw, collect_mistakes = _read_collect_sections(raw, path)
     mistakes += collect_mistakes
     try:
@@ -351,7 +351,8 @@ def read_yaml(path: Path) -> Any:
         raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def _wrong_names(models: Any, path: Path) -> Iterable[str]:
+def wrong_names(models: Any, path: Path) -> Iterable[str]:
+    """A sentence for each key of `models` that cannot be a model's name."""
     for name in models if isinstance(models, dict) else ():
         if not isinstance(name, str) or not re.match(MODEL_NAME, name) or name in RESERVED_NAMES:
             yield (

@@ -5,7 +5,7 @@ Only safetensors weights are read, and code that a repository brings along is ne
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.errors import ParamsError
 
@@ -54,21 +54,21 @@ def load_tokenizer(base: str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def build_encoder(
-    base: "str | Scratch", vocabulary: int, labels: list[str], dropout: float, attention: str
+def build(
+    head: str, base: "str | Scratch", vocabulary: int, dropout: float, attention: str, **config: Any
 ) -> "PreTrainedModel":
-    """An encoder with a classification head of len(labels) outputs, in float32.
+    """A model with a head, in float32. `head` is one of transformers' classes, `AutoModelFor…`; `config` is its own.
 
-    The head's first weights come from torch's global generator: seed it before.
+    The weights that are new come from torch's global generator: seed it before.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    import transformers
 
     from tasks.params import Scratch
 
-    head = {"id2label": dict(enumerate(labels)), "label2id": {label: number for number, label in enumerate(labels)}}
+    kind = getattr(transformers, head)
     if isinstance(base, Scratch):
-        config = AutoConfig.for_model(
+        described = transformers.AutoConfig.for_model(
             base.architecture,
             vocab_size=vocabulary,
             hidden_size=base.hidden_size,
@@ -76,18 +76,18 @@ def build_encoder(
             num_attention_heads=base.heads,
             intermediate_size=base.feed_forward_size,
             max_position_embeddings=base.max_positions,
-            **head,
+            **config,
         )
-        _set_dropout(config, dropout)
-        scratch: PreTrainedModel = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
+        _set_dropout(described, dropout)
+        scratch: PreTrainedModel = kind.from_config(described, attn_implementation=attention)
         return scratch
     folder = locate(base)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **head)
-        _set_dropout(config, dropout)
-        pretrained: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        described = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **config)
+        _set_dropout(described, dropout)
+        pretrained: PreTrainedModel = kind.from_pretrained(
             folder,
-            config=config,
+            config=described,
             attn_implementation=attention,
             dtype=torch.float32,
             use_safetensors=True,

@@ -47,7 +47,8 @@ class Runtime:
     ) -> dict[str, NDArray[Any]]:
         """The model's arrays for clean rows of `id` and the problem's inputs; `advance` hears of each batch's rows."""
         encoded = self.problem.encode(rows, self.tokenizer, None, self.max_tokens)
-        return run(self.session, self.problem, encoded, self.pad_id, batch_size, advance)
+        outputs = run(self.session, self.problem, encoded, self.pad_id, batch_size, advance)
+        return dict(self.problem.gather(outputs, encoded))
 
     def predict(self, rows: pl.DataFrame, batch_size: int = 64) -> pl.DataFrame:
         """The answers to rows as a caller has them."""
@@ -64,7 +65,7 @@ class Runtime:
 
     def answer(self, rows: pl.DataFrame, batch_size: int = 64) -> pl.DataFrame:
         """The answers to rows that are tidied."""
-        return self.problem.answer(self.outputs(rows, batch_size), self.signature, self.calibration)
+        return self.problem.answer(rows, self.outputs(rows, batch_size), self.signature, self.calibration)
 
 
 def load_runtime(folder: Path, threads: int) -> Runtime:
@@ -114,12 +115,15 @@ def run(
     batch_size: int,
     advance: Callable[[int], None] = lambda _: None,
 ) -> dict[str, NDArray[Any]]:
-    """Run encoded rows in batches of like length, and give the arrays in the rows' own order.
+    """Run encoded rows in batches of like length, and give the arrays in their own order.
+
+    `advance` hears of rows as they were before a long one became several.
 
     Dynamic int8 quantisation draws its scales from a whole batch, so a row's numbers depend a little on its batch
     mates; batches are therefore cut the same way each time.
     """
     order = np.argsort(encoded["input_ids"].list.len().to_numpy(), kind="stable")
+    begins_row = (encoded["id"] != encoded["id"].shift(1)).fill_null(value=True).to_numpy()
     names = [output.name for output in session.get_outputs()]
     wanted = {given.name for given in session.get_inputs()}
     parts: list[list[NDArray[Any]]] = []
@@ -127,6 +131,6 @@ def run(
         rows = order[start : start + batch_size]
         batch = problem.batch(encoded[rows], pad_id)
         parts.append(session.run(names, {name: array for name, array in batch.items() if name in wanted}))
-        advance(len(rows))
+        advance(int(begins_row[rows].sum()))
     back = np.argsort(order, kind="stable")
     return {name: np.concatenate([part[i] for part in parts])[back] for i, name in enumerate(names)} if parts else {}

@@ -43,8 +43,7 @@ def tokenize(
     shards = read_shards(clean)
     # Uncompressed int32 tokens are about as large as the compressed text they come from, four times over.
     require_space(tokens, 4 * sum(shard.path.stat().st_size for shard in shards))
-    targets = [problem.label] if problem.label else []
-    learned = pl.concat([shard.read().select("split", *targets) for shard in shards])
+    learned = pl.concat([shard.read().select("split", *problem.signs) for shard in shards])
     signature = problem.signature(learned.filter(pl.col("split") == "train"))
     counts = {split: {"rows": 0, "tokens": 0, "truncated": 0} for split in LEARNED_FROM}
     with atomic_folder(tokens) as folder:

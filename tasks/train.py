@@ -7,6 +7,7 @@ dropout (its random numbers cost as much as the forward pass), and frozen embedd
 import contextlib
 import fcntl
 import hashlib
+import inspect
 import json
 import shutil
 from collections.abc import Iterator
@@ -54,7 +55,8 @@ def train(
     the last whole checkpoint there and ends in the same bytes. `live` is DVCLive's folder, which holds rates.
     """
     facts = read_json(tokens / "manifest.json")
-    learned, held_out = (load_tokens(tokens, split) for split in ("train", "validation"))
+    learned = problem.learned(load_tokens(tokens, "train"), params.seed)
+    held_out = load_tokens(tokens, "validation")
     torch.set_num_threads(threads)
     quiet()
     precision = choose_precision(params.precision)
@@ -200,11 +202,17 @@ def make_trainer(
     """transformers' Trainer over the encoded rows, with this project's sampler, checkpoints and journal."""
     held_out = held_out.sort(pl.col("input_ids").list.len(), "id")
     lengths = learned["input_ids"].list.len().to_numpy()
+    read = inspect.signature(model.forward).parameters
 
     def collate(encoded: pl.DataFrame, rows: list[int]) -> dict[str, torch.Tensor]:
         batch = encoded[rows]
         journal.saw(batch["id"])
-        return {name: torch.from_numpy(array) for name, array in problem.batch(batch, pad_id).items()}
+        return read_by_model(batch)
+
+    def read_by_model(encoded: pl.DataFrame) -> dict[str, torch.Tensor]:
+        # What only the exported module reads stays here: not every architecture knows of it.
+        arrays = problem.batch(encoded, pad_id)
+        return {name: torch.from_numpy(array) for name, array in arrays.items() if name in read}
 
     class LineTrainer(transformers.Trainer):
         def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
@@ -214,9 +222,7 @@ def make_trainer(
             return torch.utils.data.DataLoader(
                 Rows(len(held_out)),
                 batch_size=params.batch_size,
-                collate_fn=lambda rows: {
-                    name: torch.from_numpy(array) for name, array in problem.batch(held_out[rows], pad_id).items()
-                },
+                collate_fn=lambda rows: read_by_model(held_out[rows]),
             )
 
         def training_step(

@@ -54,18 +54,29 @@ def reviews() -> pl.DataFrame:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory, reviews: pl.DataFrame) -> Line:
     """A transformer of 2 layers and width 32, trained on the film reviews, exported and evaluated."""
+    line = Line(Paths("tiny", tmp_path_factory.mktemp("line")), tiny_params())
+    walk(line, reviews)
+    write_json(line.paths.report("validate"), {"rows": {"collected": 600, "valid": 600, "quarantined": 0}})
+    write_json(
+        line.paths.report("clean"),
+        {"rows_in": 603, "rows_kept": 600, "dropped": {"duplicate_of": 3}, "redacted": {"email": 1}},
+    )
+    return line
+
+
+def walk(line: Line, rows: pl.DataFrame) -> None:
+    """Take clean rows with their `split` from tokenize to evaluate."""
     from tasks.evaluate import evaluate
     from tasks.export import export
     from tasks.tokenize import tokenize
     from tasks.train import train
 
-    paths = Paths("tiny", tmp_path_factory.mktemp("line"))
-    params = tiny_params()
+    paths, params = line.paths, line.params
     problem = problems.load(params.problem)
-    for folder, rows in ((paths.collected, reviews.drop("split")), (paths.clean, reviews)):
+    for folder, some in ((paths.collected, rows.drop("split")), (paths.clean, rows)):
         folder.mkdir(parents=True)
-        writer = ShardWriter(folder, 250, rows.schema)
-        writer.write(rows)
+        writer = ShardWriter(folder, 250, some.schema)
+        writer.write(some)
         writer.finish(tidy=TIDY)
     tokenize(
         paths.clean, paths.tokens, paths.report("tokenize"), params=params.tokenize, base=params.base, problem=problem
@@ -91,11 +102,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, reviews: pl.DataFrame) -> Lin
         threads=params.threads,
         problem=problem,
     )
-    write_json(paths.report("validate"), {"rows": {"collected": 600, "valid": 600, "quarantined": 0}})
-    write_json(
-        paths.report("clean"),
-        {"rows_in": 603, "rows_kept": 600, "dropped": {"duplicate_of": 3}, "redacted": {"email": 1}},
-    )
     evaluate(
         paths.candidate,
         paths.clean,
@@ -109,7 +115,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, reviews: pl.DataFrame) -> Lin
         threads=params.threads,
         problem=problem,
     )
-    return Line(paths, params)
 
 
 @pytest.fixture(scope="session")
@@ -145,7 +150,11 @@ def write_params(line: Line) -> None:
 
 def tiny_params(**deploy: Any) -> Model:
     """The parameters of `reviews` with a scratch architecture and no feedback; `deploy` replaces what deploy says."""
-    params = load_model("reviews", REPOSITORY / "params.yaml")
+    return shrunk(load_model("reviews", REPOSITORY / "params.yaml"), **deploy)
+
+
+def shrunk(params: Model, **deploy: Any) -> Model:
+    """The parameters with a scratch architecture that learns in seconds, and no feedback."""
     base = Scratch(architecture="bert", hidden_size=32, layers=2, heads=2, feed_forward_size=64, max_positions=64)
     tokenizer = TrainedTokenizer(algorithm="wordpiece", vocabulary=600)
     return params.model_copy(

@@ -117,7 +117,7 @@ def test_a_temperature_makes_held_out_probabilities_no_worse(tiny: Line, exporte
     outputs = run_encoded(runtime.session, PROBLEM, held_out.drop("label"), runtime.pad_id, 64)
 
     def log_loss(calibration):
-        answers = PROBLEM.answer(outputs, runtime.signature, calibration)
+        answers = PROBLEM.answer(held_out, outputs, runtime.signature, calibration)
         right = np.array(answers["probabilities"].to_list())[np.arange(len(held_out)), held_out["label"].to_numpy()]
         return -np.log(right).mean()
 

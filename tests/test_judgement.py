@@ -159,7 +159,7 @@ def test_a_metric_that_a_slice_leaves_undefined_is_null_and_the_others_stand(
 
 def test_calibration_is_reported_for_what_it_changes(problem: Problem, held_out: pl.DataFrame) -> None:
     logits = np.random.default_rng(0).normal(size=(len(held_out), 2))
-    sharp, soft = (problem.answer({"logits": logits}, SIGNATURE, {"temperature": t}) for t in (1.0, 3.0))
+    sharp, soft = (problem.answer(held_out, {"logits": logits}, SIGNATURE, {"temperature": t}) for t in (1.0, 3.0))
     params = PARAMS.model_copy(update={"slices": []})
     result = judge(held_out, pl.DataFrame(), Answers(soft, sharp, {}), SIGNATURE, problem, params)
     assert set(result["uncalibrated"]) == {"expected_calibration_error", "log_loss"}

@@ -67,7 +67,7 @@ def answered(subject: Subject, texts: list[str]) -> tuple[pl.DataFrame, Any]:
     runtime = subject.runtime
     rows = runtime.tidied(pl.DataFrame({"id": [str(number) for number in range(len(texts))], "text": texts}))
     outputs = runtime.outputs(rows)
-    answers = runtime.problem.answer(outputs, runtime.signature, runtime.calibration)
+    answers = runtime.problem.answer(rows, outputs, runtime.signature, runtime.calibration)
     served = pl.concat([rows, answers], how="horizontal").with_columns(
         seq=pl.int_range(len(texts)), at_us=pl.lit(0), latency_ms=pl.lit(5.0), has_embedding=pl.lit(value=True)
     )

@@ -43,7 +43,7 @@ def outputs(problem: Problem, signature: Any, encoded: pl.DataFrame) -> dict[str
 
     torch.manual_seed(0)
     model = problem.build(SCRATCH, tokenizer(problem).get_vocab_size(), signature, dropout=0.0, attention="eager")
-    batch = problem.batch(encoded.drop("label", strict=False), pad_id=0)
+    batch = problem.batch(encoded.drop(problem.targets), pad_id=0)
     with torch.inference_mode():
         arrays = problem.exportable(model.eval())(**{name: torch.from_numpy(array) for name, array in batch.items()})
     return dict(zip(problem.outputs, (array.numpy() for array in arrays), strict=True))
@@ -51,12 +51,18 @@ def outputs(problem: Problem, signature: Any, encoded: pl.DataFrame) -> dict[str
 
 def tokenizer(problem: Problem) -> Any:
     """A small real tokenizer that learned the words of the examples."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
     words = Tokenizer(models.WordLevel(unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     texts = [text for column in problem.texts for text in problem.examples()[column]]
-    words.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=["[PAD]", "[UNK]"], show_progress=False))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    words.train_from_iterator(texts, trainers.WordLevelTrainer(special_tokens=special, show_progress=False))
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(name, words.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
+    )
     return words
 
 
@@ -68,6 +74,7 @@ def test_a_problem_has_its_files_name_and_its_examples_have_its_columns(problem:
     assert examples["id"].n_unique() == len(examples) >= 4
     assert {*problem.texts, *problem.inputs} <= set(problem.columns)
     assert problem.label is None or problem.label in problem.columns
+    assert {*problem.target_texts, *problem.signs} <= set(problem.columns) - set(problem.inputs)
     assert "pooled_embedding" in problem.outputs
 
 
@@ -84,9 +91,9 @@ def test_encoding_keeps_ids_and_order_and_gives_targets_only_with_a_signature(
     problem: Problem, encoded: pl.DataFrame
 ) -> None:
     request = problem.encode(problem.examples().select("id", *problem.inputs), tokenizer(problem), None, max_tokens=32)
-    assert encoded["id"].equals(problem.examples()["id"])
-    assert "label" in encoded.columns
-    assert "label" not in request.columns
+    assert encoded["id"].unique(maintain_order=True).equals(problem.examples()["id"])
+    assert problem.targets
+    assert set(problem.targets) == set(encoded.columns) - set(request.columns)
     assert request["input_ids"].equals(encoded["input_ids"])
 
 
@@ -96,15 +103,28 @@ def test_truncation_is_said_of_the_rows_that_it_met(problem: Problem, encoded: p
     assert isinstance(shortest, int)
     short = problem.encode(problem.examples(), tokenizer(problem), None, max_tokens=shortest)
     assert short["input_ids"].list.len().max() == shortest
-    assert short["truncated"].to_list() == (encoded["input_ids"].list.len() > shortest).to_list()
+    # What is longer than the model is cut, and says so, or has become several.
+    is_longer = dict(zip(encoded["id"], encoded["input_ids"].list.len() > shortest, strict=True))
+    pieces = short.group_by("id").agg(num=pl.len(), truncated=pl.col("truncated").all())
+    for row in pieces.iter_rows(named=True):
+        assert (row["truncated"] or row["num"] > 1) == is_longer[row["id"]]
 
 
 def test_a_batch_is_as_long_as_its_longest_row(problem: Problem, encoded: pl.DataFrame) -> None:
     batch = problem.batch(encoded, pad_id=0)
     assert batch["input_ids"].shape == (len(encoded), encoded["input_ids"].list.len().max())
     assert batch["attention_mask"].sum(axis=1).tolist() == encoded["input_ids"].list.len().to_list()
-    assert len(batch["labels"]) == len(encoded)
+    assert set(problem.batch(encoded.drop(problem.targets), pad_id=0)) < set(batch)
     assert all(len(array) == len(encoded) for array in batch.values())
+
+
+def test_what_is_learned_from_is_some_of_the_encoded_rows_and_the_same_for_one_seed(
+    problem: Problem, encoded: pl.DataFrame
+) -> None:
+    learned = problem.learned(encoded, seed=1)
+    assert 0 < len(learned) <= len(encoded)
+    assert learned.equals(problem.learned(encoded, seed=1))
+    assert learned.equals(encoded.join(learned, on=["id", "input_ids"], how="semi", maintain_order="left"))
 
 
 def test_outputs_do_not_depend_on_padding(
@@ -114,7 +134,7 @@ def test_outputs_do_not_depend_on_padding(
 
     torch.manual_seed(0)
     model = problem.build(SCRATCH, tokenizer(problem).get_vocab_size(), signature, dropout=0.0, attention="eager")
-    alone = problem.batch(encoded.head(1).drop("label"), pad_id=0)
+    alone = problem.batch(encoded.head(1).drop(problem.targets), pad_id=0)
     with torch.inference_mode():
         arrays = problem.exportable(model.eval())(**{name: torch.from_numpy(array) for name, array in alone.items()})
     for name, array in zip(problem.outputs, arrays, strict=True):
@@ -133,22 +153,46 @@ def test_every_row_gets_its_own_answer(
 ) -> None:
     calibration = problem.calibrate(outputs, encoded, signature)
     assert all(np.isfinite(value) for value in calibration.values())
-    answers = problem.answer(outputs, signature, calibration)
-    reversed_outputs = {name: array[::-1] for name, array in outputs.items()}
-    assert len(answers) == len(encoded)
-    assert problem.answer(reversed_outputs, signature, calibration).equals(answers.reverse())
+    rows, gathered = problem.examples(), problem.gather(outputs, encoded)
+    answers = problem.answer(rows, gathered, signature, calibration)
+    reversed_outputs = {name: array[::-1] for name, array in gathered.items()}
+    assert len(answers) == len(rows)
+    assert answers.schema == problem.answer_schema(signature)
+    assert problem.answer(rows.reverse(), reversed_outputs, signature, calibration).equals(answers.reverse())
 
 
-def test_no_rows_get_no_answers_of_the_same_columns(problem: Problem, signature: Any, outputs: dict[str, Any]) -> None:
-    none = problem.answer({name: array[:0] for name, array in outputs.items()}, signature, {})
+def test_what_is_watched_of_answers_is_no_text_and_says_how_sure_they_are(
+    problem: Problem, signature: Any, baselines: dict[str, pl.DataFrame]
+) -> None:
+    texts = {text for column in (*problem.texts, *problem.target_texts) for text in problem.examples()[column]} - {""}
+    for answers in baselines.values():
+        watched = problem.watched(answers)
+        assert len(watched) == len(answers)
+        assert ("probability" in watched.columns) == ("probability" in problem.answer_schema(signature))
+        for column in watched.select(pl.col(pl.String)):
+            assert not texts & set(column)
+
+
+def test_rows_that_were_tidy_stay_as_they_are(problem: Problem) -> None:
+    rows = problem.examples()
+    realigned, reasons = problem.realign(rows, rows)
+    assert realigned.equals(rows)
+    assert reasons.null_count() == len(rows)
+
+
+def test_no_rows_get_no_answers_of_the_same_columns(
+    problem: Problem, signature: Any, encoded: pl.DataFrame, outputs: dict[str, Any]
+) -> None:
+    nothing = problem.gather({name: array[:0] for name, array in outputs.items()}, encoded.head(0))
+    none = problem.answer(problem.examples().head(0), nothing, signature, {})
     assert none.is_empty()
-    assert none.schema == problem.answer(outputs, signature, {}).schema
+    assert none.schema == problem.answer_schema(signature)
 
 
 def test_a_baseline_answers_in_the_models_own_columns(
-    problem: Problem, signature: Any, outputs: dict[str, Any], baselines: dict[str, pl.DataFrame]
+    problem: Problem, signature: Any, baselines: dict[str, pl.DataFrame]
 ) -> None:
-    expected = problem.answer(outputs, signature, {}).schema
+    expected = problem.answer_schema(signature)
     assert baselines
     for answers in baselines.values():
         assert answers.schema == expected
@@ -220,9 +264,12 @@ def test_descriptors_are_finite_numbers_for_every_row(problem: Problem) -> None:
 def test_odd_texts_are_described_and_encoded_like_any_other(problem: Problem, signature: Any) -> None:
     odd = ["", " ", "🙂🙂🙂", "مرحبا بالعالم", "1234", "A" * 100_000, "⟨EMAIL_1⟩ wrote to ⟨PHONE_2⟩", "null\x00byte"]
     rows = pl.concat([problem.examples()] * len(odd)).head(len(odd))
-    rows = rows.with_columns(pl.Series(name, odd) for name in problem.texts)
+    rows = rows.with_columns(pl.Series(name, odd) for name in problem.texts).with_columns(
+        id=pl.format("odd-{}", pl.int_range(len(odd)))
+    )
     described = problem.descriptors(rows).drop("id").to_numpy().astype(np.float64)
     assert np.isfinite(described).all()
-    assert len(problem.encode(rows, tokenizer(problem), None, max_tokens=32)) == len(odd)
+    encoded = problem.encode(rows, tokenizer(problem), None, max_tokens=32)
+    assert encoded["id"].unique(maintain_order=True).equals(rows["id"])
     answers = problem.baselines(rows, rows, signature, seed=1)
     assert all(len(given) == len(odd) for given in answers.values())

@@ -32,15 +32,27 @@ class Problem(Protocol):
     columns: Mapping[str, pl.DataType]
     """What a row must have besides `id`. More columns may come along: groups, times, slices."""
     texts: Sequence[str]
-    """The columns that clean normalises, redacts and compares."""
+    """The columns that clean normalises, redacts, measures and compares. A row without one of them is no row."""
+    target_texts: Sequence[str]
+    """Targets that are texts: normalised and redacted along with `texts`, and then realigned with them."""
     label: str | None
     """The column that validate counts quarantine by, and whose contradictions clean drops. None where there is none."""
     inputs: Sequence[str]
     """The columns that a request has."""
+    signs: Sequence[str]
+    """The columns that `signature` reads."""
+    reasons: Sequence[str]
+    """Why `realign` lets a row go: names that begin like no other reason of clean."""
     higher_is_better: Mapping[str, bool]
     """Every metric, and its direction. A metric of one label, such as `f1[positive]`, stands here as `f1`."""
     headline: str
     """The metric that a summary shows."""
+
+    def realign(self, raw: pl.DataFrame, tidied: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
+        """The tidied rows with targets that point into a text where it stands now, and why a row goes: null, or one of
+        `reasons`. `raw` are the same rows before their texts were tidied.
+        """
+        ...
 
     def signature(self, train: pl.DataFrame) -> Signature:
         """Read off the train split what the outputs will mean. Raises DataError where nothing can be learned."""
@@ -51,8 +63,16 @@ class Problem(Protocol):
     ) -> pl.DataFrame:
         """Turn rows into model inputs: `id`, `input_ids` (a list of int32), what else the model reads, and `truncated`.
 
-        With a signature the target comes along as `label`; without one (a request) it does not.
+        A row may become several, one after the other, with its `id` each. With a signature the columns of `targets`
+        come along; without one (a request) they do not.
         """
+        ...
+
+    targets: Sequence[str]
+    """The columns of encoded rows that say what the model should have given."""
+
+    def learned(self, encoded: pl.DataFrame, seed: int) -> pl.DataFrame:
+        """Those of the train split's encoded rows that are worth learning from, in their order."""
         ...
 
     def batch(self, encoded: pl.DataFrame, pad_id: int) -> dict[str, NDArray[np.int64]]:
@@ -72,19 +92,33 @@ class Problem(Protocol):
     outputs: Sequence[str]
     """What the exported model gives, `pooled_embedding` (BD) among it."""
 
+    def gather(self, outputs: Arrays, encoded: pl.DataFrame) -> Arrays:
+        """From the outputs for encoded rows those for the rows themselves, N of them, in their order."""
+        ...
+
     def compare(self, reference: Arrays, outputs: Arrays) -> tuple[float, float]:
-        """How far an exported model stands from its checkpoint on the same rows.
+        """How far an exported model stands from its checkpoint on the same encoded rows.
 
         The largest difference in any probability, and the share of rows whose answer changes.
         """
         ...
 
     def calibrate(self, outputs: Arrays, encoded: pl.DataFrame, signature: Signature) -> dict[str, float]:
-        """Fit on the validation split what makes the probabilities honest: a temperature."""
+        """Fit on the encoded validation split what makes the probabilities honest: a temperature."""
         ...
 
-    def answer(self, outputs: Arrays, signature: Signature, calibration: Mapping[str, float]) -> pl.DataFrame:
-        """One row per input: what a caller gets back. Raises nothing; N rows in, N rows out, in their order."""
+    def answer(
+        self, rows: pl.DataFrame, outputs: Arrays, signature: Signature, calibration: Mapping[str, float]
+    ) -> pl.DataFrame:
+        """One row per input: what a caller gets back, from gathered outputs. N rows in, N rows out, in their order."""
+        ...
+
+    def answer_schema(self, signature: Signature) -> pl.Schema:
+        """The columns of `answer`. A `probability` among them is how sure the model is of its answer."""
+        ...
+
+    def watched(self, answers: pl.DataFrame) -> pl.DataFrame:
+        """What of each answer the monitor compares: numbers and kinds, but no text."""
         ...
 
     def score(self, rows: pl.DataFrame, answers: pl.DataFrame, signature: Signature) -> pl.DataFrame:

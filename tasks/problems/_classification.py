@@ -64,10 +64,18 @@ def answers(probabilities_NK: Floats, names: Sequence[str]) -> pl.DataFrame:
     """The frame that a caller gets: the likeliest label (the first of equals), its probability, and all of them."""
     return pl.DataFrame(
         {
-            "label": pl.Series([names[k] for k in probabilities_NK.argmax(axis=1)], dtype=pl.String),
+            "label": [names[k] for k in probabilities_NK.argmax(axis=1)],
             "probability": probabilities_NK.max(axis=1, initial=0.0),
-            "probabilities": pl.Series(probabilities_NK, dtype=pl.Array(pl.Float64, len(names))),
-        }
+            "probabilities": probabilities_NK,
+        },
+        schema=answer_schema(names),
+    )
+
+
+def answer_schema(names: Sequence[str]) -> pl.Schema:
+    """The columns of `answers`."""
+    return pl.Schema(
+        {"label": pl.String(), "probability": pl.Float64(), "probabilities": pl.Array(pl.Float64(), len(names))}
     )
 
 

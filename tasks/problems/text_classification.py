@@ -9,15 +9,12 @@ from numpy.typing import NDArray
 
 from tasks.errors import DataError
 from tasks.params import Scratch
-from tasks.problems import Arrays, Signature, _classification
+from tasks.problems import Arrays, Signature, _classification, _text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from torch import Tensor, nn
     from transformers import PreTrainedModel
-
-# Every character that is no white space belongs to some token, so that no text leaves the baseline's vocabulary empty.
-_WORD = r"\w+|[^\w\s]"
 
 
 class TextClassification:
@@ -26,11 +23,18 @@ class TextClassification:
     name = "text_classification"
     columns: Mapping[str, pl.DataType] = {"text": pl.String(), "label": pl.String()}
     texts = ("text",)
+    target_texts = ()
     label = "label"
     inputs = ("text",)
+    signs = ("label",)
+    targets = ("label",)
+    reasons = ()
     outputs = ("logits", "pooled_embedding")
     higher_is_better = _classification.HIGHER_IS_BETTER
     headline = "accuracy"
+
+    def realign(self, raw: pl.DataFrame, tidied: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
+        return tidied, pl.repeat(None, len(tidied), dtype=pl.String, eager=True)
 
     def signature(self, train: pl.DataFrame) -> Signature:
         labels = sorted(train["label"].unique().to_list())
@@ -57,12 +61,11 @@ class TextClassification:
             return encoded
         return encoded.with_columns(label=_classification.label_numbers(rows["label"], signature["labels"]))
 
+    def learned(self, encoded: pl.DataFrame, seed: int) -> pl.DataFrame:
+        return encoded
+
     def batch(self, encoded: pl.DataFrame, pad_id: int) -> dict[str, NDArray[np.int64]]:
-        lengths_B = encoded["input_ids"].list.len().to_numpy().astype(np.int64)
-        attention_mask_BT = (np.arange(lengths_B.max(initial=0)) < lengths_B[:, None]).astype(np.int64)
-        input_ids_BT = np.full(attention_mask_BT.shape, pad_id, dtype=np.int64)
-        input_ids_BT[attention_mask_BT == 1] = encoded["input_ids"].explode(empty_as_null=False).to_numpy()
-        arrays = {"input_ids": input_ids_BT, "attention_mask": attention_mask_BT}
+        arrays = _text.padded(encoded, pad_id)
         if "label" in encoded.columns:
             arrays["labels"] = encoded["label"].to_numpy().astype(np.int64)
         return arrays
@@ -70,21 +73,42 @@ class TextClassification:
     def build(
         self, base: str | Scratch, vocabulary: int, signature: Signature, *, dropout: float, attention: str
     ) -> "PreTrainedModel":
-        from tasks.pretrained import build_encoder
+        from tasks.pretrained import build
 
-        return build_encoder(base, vocabulary, signature["labels"], dropout, attention)
+        labels = signature["labels"]
+        numbers = {label: number for number, label in enumerate(labels)}
+        return build(
+            "AutoModelForSequenceClassification",
+            base,
+            vocabulary,
+            dropout,
+            attention,
+            id2label=dict(enumerate(labels)),
+            label2id=numbers,
+        )
 
     def exportable(self, model: "PreTrainedModel") -> "nn.Module":
         return _classifier_with_embedding(model)
+
+    def gather(self, outputs: Arrays, encoded: pl.DataFrame) -> Arrays:
+        return outputs
 
     def compare(self, reference: Arrays, outputs: Arrays) -> tuple[float, float]:
         expected_NK, found_NK = _classification.softmax(reference["logits"]), _classification.softmax(outputs["logits"])
         changed_N = expected_NK.argmax(axis=1) != found_NK.argmax(axis=1)
         return float(np.abs(expected_NK - found_NK).max()), float(changed_N.mean())
 
-    def answer(self, outputs: Arrays, signature: Signature, calibration: Mapping[str, float]) -> pl.DataFrame:
+    def answer(
+        self, rows: pl.DataFrame, outputs: Arrays, signature: Signature, calibration: Mapping[str, float]
+    ) -> pl.DataFrame:
         probabilities_NK = _classification.softmax(outputs["logits"] / calibration.get("temperature", 1.0))
         return _classification.answers(probabilities_NK, signature["labels"])
+
+    def answer_schema(self, signature: Signature) -> pl.Schema:
+        return _classification.answer_schema(signature["labels"])
+
+    def watched(self, answers: pl.DataFrame) -> pl.DataFrame:
+        return answers
 
     def calibrate(self, outputs: Arrays, encoded: pl.DataFrame, signature: Signature) -> dict[str, float]:
         return {"temperature": _classification.fit_temperature(outputs["logits"], encoded["label"].to_numpy())}
@@ -108,7 +132,7 @@ class TextClassification:
     ) -> dict[str, pl.DataFrame]:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        tfidf = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=_WORD)
+        tfidf = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=_text.WORD)
         features = tfidf.fit_transform(train["text"])
         names = signature["labels"]
         return {
@@ -125,23 +149,7 @@ class TextClassification:
         return _classification.curves(actual_N, probabilities_NK, signature["labels"], bins)
 
     def descriptors(self, rows: pl.DataFrame) -> pl.DataFrame:
-        text = pl.col("text")
-        num_chars, num_words = text.str.len_chars(), text.str.count_matches(r"\w+")
-        num_letters = text.str.count_matches(r"\p{L}")
-
-        def share(count: pl.Expr, of: pl.Expr) -> pl.Expr:
-            return pl.when(of > 0).then(count / of).otherwise(0.0)
-
-        return rows.select(
-            "id",
-            num_chars=num_chars,
-            num_words=num_words,
-            chars_per_word=share(text.str.count_matches(r"\w"), num_words),
-            share_upper_case=share(text.str.count_matches(r"\p{Lu}"), num_letters),
-            share_digits=share(text.str.count_matches(r"\p{Nd}"), num_chars),
-            share_not_ascii=share(text.str.count_matches(r"[^\x00-\x7F]"), num_chars),
-            num_redacted=text.str.count_matches(r"⟨[A-Z]+_\d+⟩"),
-        )
+        return rows.select("id", *_text.descriptors("text"))
 
     def examples(self) -> pl.DataFrame:
         good = ["a warm and moving film", "funny from start to end", "a triumph", "the best in years", "I loved it"]
@@ -165,7 +173,7 @@ def _classifier_with_embedding(model: "PreTrainedModel") -> "nn.Module":
     import torch
 
     class ClassifierWithEmbedding(torch.nn.Module):
-        """Logits, and the mean of the last layer over the tokens that are no padding (Reimers and Gurevych 2019)."""
+        """Logits, and the embedding."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -173,10 +181,7 @@ def _classifier_with_embedding(model: "PreTrainedModel") -> "nn.Module":
 
         def forward(self, input_ids: "Tensor", attention_mask: "Tensor") -> tuple["Tensor", "Tensor"]:
             out = self.model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
-            hidden_BTD = out.hidden_states[-1]
-            mask_BT1 = attention_mask[:, :, None].to(hidden_BTD.dtype)
-            embedding_BD = (hidden_BTD * mask_BT1).sum(1) / mask_BT1.sum(1)
-            return out.logits, embedding_BD
+            return out.logits, _text.pooled(out.hidden_states[-1], attention_mask)
 
     return ClassifierWithEmbedding()
 

@@ -130,7 +130,7 @@ def _answered(subject: Subject, texts: pl.DataFrame) -> Answered:
         texts.with_row_index("seq").with_columns(pl.col("seq").cast(pl.Int64), id=pl.format("{}", "seq"))
     )
     outputs = runtime.outputs(rows)
-    answers = runtime.problem.answer(outputs, runtime.signature, runtime.calibration)
+    answers = runtime.problem.answer(rows, outputs, runtime.signature, runtime.calibration)
     served = pl.concat([rows, answers], how="horizontal").with_columns(
         at_us=pl.lit(0), latency_ms=pl.lit(5.0), has_embedding=pl.lit(value=True)
     )

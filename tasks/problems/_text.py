@@ -1,0 +1,53 @@
+"""What problems over text share: padded batches, the embedding, descriptors."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# What a baseline counts. Every character that is no white space belongs to some word, so that no text is without any.
+WORD = r"\w+|[^\w\s]"
+
+
+def padded(encoded: pl.DataFrame, pad_id: int, also: Sequence[str] = ()) -> dict[str, NDArray[np.int64]]:
+    """`input_ids` (BT), `attention_mask` (BT), and a list column of the same lengths for each name in `also`, with 0
+    where there is padding.
+    """
+    lengths_B = encoded["input_ids"].list.len().to_numpy().astype(np.int64)
+    attention_mask_BT = (np.arange(lengths_B.max(initial=0)) < lengths_B[:, None]).astype(np.int64)
+    arrays = {}
+    for name in ("input_ids", *also):
+        arrays[name] = np.full(attention_mask_BT.shape, pad_id if name == "input_ids" else 0, dtype=np.int64)
+        arrays[name][attention_mask_BT == 1] = encoded[name].explode(empty_as_null=False).to_numpy()
+    return {"input_ids": arrays.pop("input_ids"), "attention_mask": attention_mask_BT, **arrays}
+
+
+def pooled(hidden_BTD: "Tensor", attention_mask_BT: "Tensor") -> "Tensor":
+    """The mean of the last layer over the tokens that are no padding, BD (Reimers and Gurevych 2019)."""
+    mask_BT1 = attention_mask_BT[:, :, None].to(hidden_BTD.dtype)
+    return (hidden_BTD * mask_BT1).sum(1) / mask_BT1.sum(1)
+
+
+def descriptors(column: str, prefix: str = "") -> list[pl.Expr]:
+    """Numbers that describe the texts of a column: lengths, shares of kinds of characters, pseudonyms."""
+    text = pl.col(column)
+    num_chars, num_words = text.str.len_chars(), text.str.count_matches(r"\w+")
+
+    def share(count: pl.Expr, of: pl.Expr) -> pl.Expr:
+        return pl.when(of > 0).then(count / of).otherwise(0.0)
+
+    described = {
+        "num_chars": num_chars,
+        "num_words": num_words,
+        "chars_per_word": share(text.str.count_matches(r"\w"), num_words),
+        "share_upper_case": share(text.str.count_matches(r"\p{Lu}"), text.str.count_matches(r"\p{L}")),
+        "share_digits": share(text.str.count_matches(r"\p{Nd}"), num_chars),
+        "share_not_ascii": share(text.str.count_matches(r"[^\x00-\x7F]"), num_chars),
+        "num_redacted": text.str.count_matches(r"⟨[A-Z]+_\d+⟩"),
+    }
+    return [expression.alias(prefix + name) for name, expression in described.items()]

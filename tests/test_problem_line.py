@@ -1,0 +1,138 @@
+"""Every problem on the whole line, small: learned from its own examples, released, asked, watched."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from flows.recipes import add
+from tasks import problems
+from tasks.answers import open_answerer
+from tasks.deploy import deploy
+from tasks.golden import differences
+from tasks.monitor import judge_window, open_subject
+from tasks.params import load_model
+from tasks.paths import Paths
+from tasks.release import read_release
+from tasks.runtime import load_runtime
+from tasks.shards import read_json, sha256_of, write_json
+from tests.conftest import REPOSITORY, Line, shrunk, walk, write_params
+from tests.test_problems import NAMES
+
+# What the fixtures of the film reviews cover already is not made once more.
+OTHERS = [name for name in NAMES if name != "text_classification"]
+
+EPOCHS = 20
+SPLITS = ("train", "train", "validation", "test")
+
+
+@pytest.fixture(scope="module", params=OTHERS)
+def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Line:
+    """A release of the problem's recipe, learned from its examples over and over."""
+    root = tmp_path_factory.mktemp(request.param)
+    for name in ("params.yaml", "dvc.yaml", "recipes"):
+        source = REPOSITORY / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, root / name)
+    add("mine", request.param, root)
+    params = shrunk(load_model("mine", root / "params.yaml"), floors={}, must_beat_baselines=False)
+    patient = params.train.early_stopping.model_copy(update={"patience": EPOCHS})
+    train = params.train.model_copy(update={"epochs": EPOCHS, "early_stopping": patient})
+    params = params.model_copy(update={"train": train})
+    line = Line(Paths("mine", root), params)
+    examples = problems.load(request.param).examples()
+    rows = pl.concat([examples] * 40).with_columns(
+        id=pl.format("r{}", pl.int_range(40 * len(examples))),
+        split=pl.Series([split for split in SPLITS * 10 for _ in range(len(examples))]),
+    )
+    walk(line, rows)
+    write_json(line.paths.report("validate"), {"rows": {"collected": len(rows), "valid": len(rows), "quarantined": 0}})
+    write_json(
+        line.paths.report("clean"), {"rows_in": len(rows), "rows_kept": len(rows), "dropped": {}, "redacted": {}}
+    )
+    write_params(line)
+    problem = problems.load(request.param)
+    deploy(line.paths, line.paths.release, line.paths.report("deploy"), params=params, problem=problem)
+    return line
+
+
+def test_it_is_measured_beside_its_baselines_and_every_plot_of_the_pipeline_is_there(line: Line) -> None:
+    problem, report = problems.load(line.params.problem), read_json(line.paths.report("evaluate"))
+    assert set(report["metrics"]) >= {problem.headline}
+    assert report["baselines"]
+    assert {path.stem for path in line.paths.plots.glob("*.json")} == {
+        "confusion",
+        "loss",
+        "precision_recall",
+        "reliability",
+    }
+    assert line.paths.page("evaluate").stat().st_size > 1000
+
+
+def test_it_learns_its_own_examples(line: Line) -> None:
+    problem, report = problems.load(line.params.problem), read_json(line.paths.report("evaluate"))
+    first = report["metrics"][problem.headline]["value"]
+    assert (first > 0.6) if problem.higher_is_better[problem.headline] else (first < 1)
+
+
+def test_a_row_that_was_asked_gets_its_answer_whoever_is_asked_beside_it(line: Line) -> None:
+    problem = problems.load(line.params.problem)
+    answerer = open_answerer(read_release(line.paths.release))
+    rows = problem.examples().select(problem.inputs)
+    blank = pl.DataFrame([dict.fromkeys(problem.inputs, " ")], schema=rows.schema)
+    given = answerer.answer(pl.concat([rows, blank, rows.reverse()]), batch_size=4)
+    assert given["reason"].null_count() == 2 * len(rows)
+    assert given["reason"][len(rows)].endswith("is empty")
+    forth, back = given.head(len(rows)), given.tail(len(rows)).reverse()
+    for name, kind in problem.answer_schema({"labels": []}).items():
+        if not kind.is_float():
+            assert forth[name].equals(back[name])
+
+
+def test_the_release_answers_as_it_did_where_it_was_made(line: Line) -> None:
+    runtime = load_runtime(line.paths.release, 2)
+    assert differences(read_json(line.paths.release / "golden.json"), runtime, runtime.problem) == []
+
+
+def test_the_same_data_and_params_give_the_same_weights(line: Line, tmp_path: Path) -> None:
+    from tasks.train import train
+
+    train(
+        line.paths.tokens,
+        tmp_path / "checkpoint",
+        tmp_path / "train.json",
+        tmp_path / "loss.json",
+        tmp_path / "live",
+        tmp_path / "work",
+        params=line.params.train,
+        base=line.params.base,
+        threads=line.params.threads,
+        problem=problems.load(line.params.problem),
+    )
+    again, first = (folder / "model.safetensors" for folder in (tmp_path / "checkpoint", line.paths.checkpoint))
+    assert sha256_of(again) == sha256_of(first)
+
+
+def test_what_it_was_asked_is_watched_and_its_reference_holds_no_text(line: Line, tmp_path: Path) -> None:
+    from flows.params import load_flows
+
+    problem = problems.load(line.params.problem)
+    subject = open_subject(read_release(line.paths.release))
+    texts = {text for name in problem.texts for text in problem.examples()[name]}
+    assert not texts & {value for column in subject.held_out.select(pl.col(pl.String)) for value in column}
+    rows = pl.concat([problem.examples()] * 20).with_columns(
+        id=pl.format("a{}", pl.int_range(20 * len(problem.examples())))
+    )
+    outputs = subject.runtime.outputs(rows)
+    answers = problem.answer(rows, outputs, subject.runtime.signature, subject.runtime.calibration)
+    asked = [name for name in problem.inputs if name not in answers.columns]
+    served = pl.concat([rows.select("id", *asked), answers], how="horizontal").with_columns(
+        seq=pl.int_range(len(rows)), at_us=pl.lit(0), latency_ms=pl.lit(5.0), has_embedding=pl.lit(value=True)
+    )
+    embedding_ND = outputs["pooled_embedding"].astype(np.float32)
+    watching = load_flows(REPOSITORY / "params.yaml").models["reviews"].monitor.model_copy(update={"resamples": 200})
+    judged = judge_window(subject, served, lambda numbers: embedding_ND[list(numbers)], watching, 0, tmp_path)
+    assert judged.record["rows"] == len(rows)
+    assert judged.record["verdict"] == "ok"
+    assert {test["family"] for test in judged.record["tests"]} >= {"inputs", "answers", "embedding"}

@@ -1,0 +1,264 @@
+"""Question answering: spans that follow their text, windows, the choice between an answer and none, SQuAD's figures."""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from tasks.clean import clean
+from tasks.errors import DataError, ParamsError
+from tasks.params import Scratch, load_model
+from tasks.problems.question_answering import PROBLEM, exact_match, f1
+from tasks.shards import read_json, read_rows
+from tests.conftest import REPOSITORY
+from tests.test_problems import tokenizer
+
+PASSAGE = "Ada lived in London. She wrote to Babbage in London about the engine."
+
+
+def row(context: str, question: str, answer: str, start: int) -> pl.DataFrame:
+    values = {"context": [context], "question": [question], "answer": [answer], "answer_start": [start]}
+    return pl.DataFrame(values, schema=PROBLEM.columns).select(pl.lit("r").alias("id"), *PROBLEM.columns)
+
+
+def moved(raw: str, tidied: str, answer: str, start: int, tidied_answer: str | None = None) -> tuple[Any, Any]:
+    before, now = (
+        row(context, "Where?", said, start) for context, said in ((raw, answer), (tidied, tidied_answer or answer))
+    )
+    realigned, reasons = PROBLEM.realign(before, now)
+    return realigned["answer_start"][0], reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("right", "given", "exact", "overlap"),
+    [
+        ("The  Roman soldiers.", "roman Soldiers", True, 1.0),
+        ("Roman soldiers", "the soldiers", False, 2 / 3),
+        ("an engine", "a bridge", False, 0.0),
+        ("to be or not to be", "to be", False, 2 * 2 / 8),
+        ("", "", True, 1.0),
+        ("", "anything", False, 0.0),
+        ("something", "", False, 0.0),
+        ("the", "", True, 1.0),  # an article alone is no word
+    ],
+)
+def test_answers_are_compared_as_squad_has_it(right: str, given: str, exact: bool, overlap: float) -> None:
+    assert exact_match(right, given) is exact
+    assert f1(right, given) == pytest.approx(overlap)
+
+
+def test_an_answer_follows_its_passage_to_the_same_of_several_places() -> None:
+    second = PASSAGE.rindex("London")
+    assert moved(PASSAGE, PASSAGE, "London", second) == (second, None)
+    raw = PASSAGE.replace(" ", "   ")
+    assert moved(raw, PASSAGE, "London", raw.rindex("London")) == (second, None)
+    assert moved(raw, PASSAGE, "London", raw.index("London")) == (PASSAGE.index("London"), None)
+
+
+def test_an_answer_that_was_redacted_stands_where_its_pseudonym_does() -> None:
+    raw, now = "Write to ada@example.org today.", "Write to ⟨EMAIL_1⟩ today."
+    assert moved(raw, now, "ada@example.org", 9, "⟨EMAIL_1⟩") == (9, None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "start"), [("Paris", 13), ("London", 12), ("London", -1), ("", 3), ("London", 10_000)]
+)
+def test_an_answer_that_is_not_where_it_is_said_to_be_goes_with_its_reason(answer: str, start: int) -> None:
+    assert moved(PASSAGE, PASSAGE, answer, start) == (None, "answer_not_in_context")
+
+
+def test_no_answer_stays_none() -> None:
+    assert moved(PASSAGE, PASSAGE, "", -1) == (-1, None)
+
+
+def test_clean_moves_spans_redacts_answers_and_tallies_those_that_do_not_fit(tmp_path: Any) -> None:
+    from tasks.shards import ShardWriter
+
+    params = load_model("reviews", REPOSITORY / "params.yaml").clean
+    params = params.model_copy(update={"near_duplicates": None, "min_rows": 1, "redact": ["email"]})
+    rows = pl.concat(
+        [
+            row(f"Nr. {number}   was  sent   to ada{number}@example.org .", f"To whom went {number}?", *asked)
+            for number in range(100, 400)
+            for asked in [(f"ada{number}@example.org", 26 if number % 3 else 0)]
+        ]
+    ).with_columns(id=pl.format("{}", pl.int_range(300)))
+    start = rows["context"][0].index("ada")
+    rows = rows.with_columns(
+        answer_start=pl.when(pl.col("answer_start") > 0).then(pl.lit(start)).otherwise("answer_start")
+    )
+    valid = tmp_path / "valid"
+    valid.mkdir()
+    writer = ShardWriter(valid, 1000, rows.schema, name="p00000")
+    writer.write(rows)
+    writer.finish()
+    clean(valid, tmp_path / "clean", tmp_path / "clean.json", params=params, problem=PROBLEM)
+    tally, kept = read_json(tmp_path / "clean.json"), read_rows(tmp_path / "clean")
+    assert tally["dropped"]["answer_not_in_context"] == 100
+    assert tally["rows_kept"] == len(kept) == 200
+    assert set(kept["answer"]) == {"⟨EMAIL_1⟩"}
+    found = kept.select(pl.col("context").str.slice(pl.col("answer_start"), pl.col("answer").str.len_chars()))
+    assert set(found.to_series()) == {"⟨EMAIL_1⟩"}
+
+
+def long_row(num_words: int) -> pl.DataFrame:
+    words = [f"Ada lived in London {number}" for number in range(num_words)]
+    context = ". ".join(words)
+    answer = "London " + str(num_words - 2)
+    return row(context, "Where did Ada live?", answer, context.index(answer))
+
+
+def test_a_long_passage_is_read_in_windows_that_overlap_and_miss_nothing() -> None:
+    rows = long_row(40)
+    encoded = PROBLEM.encode(rows, tokenizer(PROBLEM), {}, max_tokens=32)
+    assert len(encoded) > 4
+    assert encoded["input_ids"].list.len().max() == 32
+    read = np.zeros(len(rows["context"][0]), dtype=int)
+    for window in encoded.iter_rows(named=True):
+        for start, end, mine in zip(window["starts"], window["ends"], window["context_mask"], strict=True):
+            if mine:
+                read[start:end] += 1
+    letters = np.array([letter != " " for letter in rows["context"][0]])
+    assert read[letters].min() >= 1
+    assert read.max() >= 2
+    assert not encoded["truncated"].any()
+
+
+def test_the_answer_is_the_target_of_the_windows_that_hold_all_of_it_and_of_no_other() -> None:
+    rows = long_row(40)
+    encoded = PROBLEM.encode(rows, tokenizer(PROBLEM), {}, max_tokens=32)
+    with_answer = encoded.filter(pl.col("end") > 0)
+    assert 1 <= len(with_answer) < len(encoded)
+    for window in with_answer.iter_rows(named=True):
+        said = rows["context"][0][window["starts"][window["start"]] : window["ends"][window["end"]]]
+        assert said == rows["answer"][0]
+    assert encoded.filter(pl.col("end") == 0)["start"].to_list() == [0] * (len(encoded) - len(with_answer))
+
+
+def test_a_question_that_fills_the_window_is_cut_and_says_so() -> None:
+    rows = row(PASSAGE, "Where did Ada live " * 30 + "?", "London", 13)
+    encoded = PROBLEM.encode(rows, tokenizer(PROBLEM), None, max_tokens=32)
+    assert encoded["truncated"].all()
+    assert encoded["input_ids"].list.len().max() <= 32
+    assert encoded["context_mask"].list.sum().min() >= 8
+
+
+def test_a_passage_that_never_ends_is_read_as_far_as_sixty_four_windows_and_says_so() -> None:
+    rows = row("Ada moved. " * 100_000, "Where did Ada move?", "Ada", 0)
+    encoded = PROBLEM.encode(rows, tokenizer(PROBLEM), None, max_tokens=32)
+    assert len(encoded) == 64
+    assert encoded["truncated"].all()
+
+
+def test_a_window_too_small_for_a_question_and_a_passage_is_refused() -> None:
+    with pytest.raises(ParamsError, match=r"tokenize\.max_tokens is 8;"):
+        PROBLEM.encode(PROBLEM.examples(), tokenizer(PROBLEM), None, max_tokens=8)
+
+
+def test_a_train_split_without_any_answer_teaches_nothing() -> None:
+    with pytest.raises(DataError, match="nothing to learn"):
+        PROBLEM.signature(pl.DataFrame({"answer_start": [-1, -1]}))
+
+
+def outputs(**arrays: list[Any]) -> dict[str, Any]:
+    given = {name: np.array(values) for name, values in arrays.items()}
+    return given | {"pooled_embedding": np.arange(2 * len(given["start"]), dtype=np.float32).reshape(-1, 2)}
+
+
+ENCODED = pl.DataFrame(
+    {
+        "id": ["a", "a", "b"],
+        "starts": [[0, 4, 8], [8, 12, 16], [0, 3, 6]],
+        "ends": [[3, 7, 11], [11, 15, 19], [2, 5, 9]],
+        "start": [0, 1, 0],
+        "end": [0, 2, 0],
+    }
+)
+
+
+def test_of_a_rows_windows_the_best_span_stands_for_it_and_the_lowest_doubt() -> None:
+    found = PROBLEM.gather(
+        outputs(start=[1, 0, 2], end=[2, 1, 2], score=[1.0, 5.0, 0.5], null_score=[4.0, 3.0, 2.0]), ENCODED
+    )
+    assert found["start"].tolist() == [8, 6]
+    assert found["end"].tolist() == [15, 9]
+    assert found["margin"].tolist() == [2.0, -1.5]
+    assert found["pooled_embedding"].tolist() == [[1.0, 2.0], [4.0, 5.0]]
+
+
+def test_the_exported_graph_finds_the_span_that_trying_all_of_them_finds() -> None:
+    import torch
+
+    torch.manual_seed(3)
+    base = Scratch(architecture="bert", hidden_size=16, layers=1, heads=2, feed_forward_size=32, max_positions=64)
+    words = tokenizer(PROBLEM)
+    model = PROBLEM.build(base, words.get_vocab_size(), {}, dropout=0.0, attention="eager").eval()
+    encoded = PROBLEM.encode(PROBLEM.examples(), words, None, max_tokens=32)
+    batch = {name: torch.from_numpy(array) for name, array in PROBLEM.batch(encoded, pad_id=0).items()}
+    with torch.inference_mode():
+        start, end, score, null_score, _ = PROBLEM.exportable(model)(**batch)
+        mask = batch.pop("context_mask")
+        out = model(**batch)
+    for row_ in range(len(encoded)):
+        tokens = mask[row_].nonzero().flatten().tolist()
+        best = max(
+            ((first, last) for first in tokens for last in tokens if first <= last),
+            key=lambda span: float(out.start_logits[row_, span[0]] + out.end_logits[row_, span[1]]),
+        )
+        assert (int(start[row_]), int(end[row_])) == best
+        assert float(score[row_]) == pytest.approx(
+            float(out.start_logits[row_, best[0]] + out.end_logits[row_, best[1]])
+        )
+        assert float(null_score[row_]) == pytest.approx(float(out.start_logits[row_, 0] + out.end_logits[row_, 0]))
+
+
+def test_the_threshold_is_where_answering_gains_most_and_probability_says_which_side() -> None:
+    # Three rows with an answer that is found, two without; a margin of 1.5 parts them best.
+    encoded = pl.DataFrame(
+        {
+            "id": list("abcde"),
+            "starts": [[0, 4]] * 5,
+            "ends": [[3, 7]] * 5,
+            "start": [1, 1, 1, 0, 0],
+            "end": [1, 1, 1, 0, 0],
+        }
+    )
+    raw = outputs(start=[1] * 5, end=[1] * 5, score=[4.0, 3.0, 2.0, 1.0, -2.0], null_score=[0.0] * 5)
+    calibration = PROBLEM.calibrate(raw, encoded, {})
+    assert calibration["threshold"] == 1.5
+    rows = pl.DataFrame({"id": list("abcde"), "context": ["One two."] * 5})
+    answers = PROBLEM.answer(rows, PROBLEM.gather(raw, encoded), {}, calibration)
+    assert answers["answer"].to_list() == ["two", "two", "two", "", ""]
+    assert answers["answer_start"].to_list() == [4, 4, 4, -1, -1]
+    assert (answers["probability"] > 0.5).all()
+
+
+def test_metrics_are_means_over_the_rows_they_are_about() -> None:
+    examples = PROBLEM.examples()
+    answers = PROBLEM.baselines(examples, examples, {}, seed=1)["no_answer"]
+    found = PROBLEM.measure(examples, answers, {}, np.ones((1, len(examples))), bins=5)
+    assert {name: values[0] for name, values in found.items()} == pytest.approx(
+        {
+            "f1": 2 / 6,
+            "exact_match": 2 / 6,
+            "answerability": 2 / 6,
+            "f1_where_answered": 0.0,
+            "exact_match_where_answered": 0.0,
+            "no_answer_recall": 1.0,
+        }
+    )
+
+
+def test_the_baseline_gives_the_sentence_that_is_most_like_the_question() -> None:
+    examples = PROBLEM.examples()
+    given = PROBLEM.baselines(examples, examples, {}, seed=1)["tfidf_sentence"]
+    assert given["answer"].to_list()[0] == "Ada moved to Paris in 1843."
+    assert given["answer"].to_list()[3] == "The bridge was built by Roman soldiers."
+    for context, answer, start in zip(examples["context"], given["answer"], given["answer_start"], strict=True):
+        assert context[start : start + len(answer)] == answer
+
+
+def test_the_shipped_questions_stand_where_they_say() -> None:
+    rows = pl.read_parquet(REPOSITORY / "data/samples/questions.parquet")
+    assert PROBLEM.realign(rows, rows)[1].null_count() == len(rows) == 3000
