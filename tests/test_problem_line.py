@@ -11,6 +11,7 @@ from flows.recipes import add
 from tasks import problems
 from tasks.answers import open_answerer
 from tasks.deploy import deploy
+from tasks.descriptors import describe
 from tasks.golden import differences
 from tasks.monitor import judge_window, open_subject
 from tasks.params import load_model
@@ -136,3 +137,14 @@ def test_what_it_was_asked_is_watched_and_its_reference_holds_no_text(line: Line
     assert judged.record["rows"] == len(rows)
     assert judged.record["verdict"] == "ok"
     assert {test["family"] for test in judged.record["tests"]} >= {"inputs", "answers", "embedding"}
+
+
+def test_rows_longer_than_the_model_are_described_one_by_one(line: Line) -> None:
+    runtime, problem = load_runtime(line.paths.release, 2), problems.load(line.params.problem)
+    long = [pl.concat_str([pl.col(name)] * 300, separator=" ") for name in problem.texts if name in problem.inputs]
+    rows = problem.examples().with_columns(long)
+    described = describe(rows, runtime)
+    assert described["id"].to_list() == rows["id"].to_list()
+    for place, row in enumerate(described.iter_rows()):
+        assert describe(rows[[place]], runtime).row(0) == row
+    assert described["tokens_per_word"].min() > 0.5
