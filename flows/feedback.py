@@ -12,7 +12,7 @@ from flows.serve import journal_url
 from tasks import problems
 from tasks.errors import DataError, did_you_mean
 from tasks.journal import Journal, open_journal
-from tasks.labels import BadLabel, Kinds, Label, label_of, targets_of
+from tasks.labels import BadLabel, Kinds, Label, label_of, redacted, targets_of
 from tasks.params import load_model
 
 Rows = list[dict[str, Any]]
@@ -28,9 +28,11 @@ def add_feedback(root: Path, model: str, file: Path) -> str:
 
     Raises DataError or JournalError naming the first that cannot.
     """
-    problem = problems.load(load_model(model, root / "params.yaml").problem)
+    params = load_model(model, root / "params.yaml")
+    problem = problems.load(params.problem)
     targets = targets_of(problem.columns, problem.inputs)
-    labels = [_label(row, targets, file) for row in _read(file, targets)]
+    read = [_label(row, targets, file) for row in _read(file, targets)]
+    labels = redacted(read, targets, params.clean.redact, params.clean.phone_regions)
     journal = open_root_journal(root)
     try:
         new = journal.add_labels(labels, model=model, client=None)

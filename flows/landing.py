@@ -16,7 +16,7 @@ from flows.registry import Version, champion, decisions, promote, register, rele
 if TYPE_CHECKING:
     from tasks.release import Release
 
-PROMOTE = "promote"
+PROMOTE, ASK = "promote", "ask"
 
 
 def put_on_live(root: Path, model: str, commit: str) -> None:

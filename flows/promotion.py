@@ -78,7 +78,8 @@ def rollback(root: Path, model: str, version: str | None, *, why: str) -> str:
     now = champion(home, model)
     if now is None:
         raise RegistryError(f"{model} has no champion to roll back.{_did_you_mean_model(home, model)}")
-    target = champion_before(home, model) if version is None else find_version(home, version)
+    wanted = version if version is None or "@" in version else f"{model}@{version}"
+    target = champion_before(home, model) if wanted is None else find_version(home, wanted)
     if target is None:
         others = ", ".join(one.tag for one in versions(home, model) if one != now) or "there is none"
         raise RegistryError(

@@ -6,6 +6,7 @@ have.
 """
 
 import contextlib
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.git import attempt, check_repository, checked_out, git, tip
-from flows.landing import PROMOTE
+from flows.landing import ASK, PROMOTE
 from flows.locks import only_one
 from flows.params import StoreParams, load_flows
 from flows.publish import owed
 from flows.registry import champion, champion_before, decisions, models_with_versions, versions
 from flows.store import changing, read_live, version_folder
-from flows.tags import promotions
+from flows.tags import in_other_stages, promotions
 from flows.unused import YOUNG_SECONDS, RetentionError, Unused, is_shared, named_in_commits, named_in_tree, unused
 from flows.worktree import clean_up, home_of
 from tasks.params import load
@@ -104,6 +105,8 @@ def _versions(home: Path, model: str, num_kept: int, plan: Plan) -> set[str]:
     """The commits of the versions that are kept; what of the version store is not kept goes into the plan."""
     known, now = versions(home, model), champion(home, model)
     in_use = [version for version in (now, champion_before(home, model)) if version]
+    elsewhere = in_other_stages(home, model)
+    in_use += [version for version in known if version.commit in elsewhere and version not in in_use]
     others = [version for version in known if version not in in_use]
     kept = [*in_use, *others[-num_kept:]]
     plan.kept += [f"{one.tag}{', the champion' if one == now else ''}" for one in known if one in kept]
@@ -117,7 +120,7 @@ def _versions(home: Path, model: str, num_kept: int, plan: Plan) -> set[str]:
     for folder in folders:
         if folder.name not in stay:
             plan.folders[folder] = f"{names.get(folder.name, model)}, {folder.name} in the version store"
-    return {one.commit for one in kept}
+    return {one.commit for one in kept} | elsewhere
 
 
 def _decided(home: Path, model: str, since: datetime, plan: Plan) -> set[str]:
@@ -125,7 +128,8 @@ def _decided(home: Path, model: str, since: datetime, plan: Plan) -> set[str]:
     kept, told = set(), decisions(home, model)
     promoted = {tag.commit for tag in promotions(home, model)}
     for decision in told:
-        pending = decision is told[-1] and decision["verdict"] == PROMOTE and decision["commit"] not in promoted
+        waits = decision["verdict"] in (PROMOTE, ASK)  # for its landing, or for a person
+        pending = decision is told[-1] and waits and decision["commit"] not in promoted
         if decision["when"] > since or pending:
             kept.add(str(decision["commit"]))
     old = {str(decision["commit"]) for decision in told} - kept
@@ -138,14 +142,16 @@ def _decided(home: Path, model: str, since: datetime, plan: Plan) -> set[str]:
 
 def _refs(home: Path, models: list[str], going: set[str]) -> set[str]:
     """Where every ref points that is no tag of the registry's and no branch that goes; and every stash."""
-    own = tuple(f"{_TAGS}{model}{mark}" for model in models for mark in "@#")
-    own += tuple(f"{_TAGS}{kind}/{model}/" for model in models for kind in ("decision", "forgotten"))
+    name_of = "|".join(re.escape(model) for model in models)
+    own = re.compile(
+        rf"{_TAGS}((decision|forgotten)/({name_of})/.+|({name_of})(@v[0-9]+\.[0-9]+\.[0-9]+(!.*)?|#.+#[0-9]+))"
+    )
     found = set()
     form = "--format=%(refname) %(objecttype) %(objectname) %(*objecttype) %(*objectname)"
     for line in git(home, "for-each-ref", form).splitlines():
         name, *facts = line.split(" ")
         is_retrains = name.startswith("refs/remotes/") and "/retrain/" in name
-        if not name.startswith(own) and name not in going and not is_retrains and "commit" in facts:
+        if not own.fullmatch(name) and name not in going and not is_retrains and "commit" in facts:
             found.add(facts[facts.index("commit") + 1])
     stashed = attempt(home, "stash", "list", "--format=%H").stdout.split()
     heads = (tip(tree, "HEAD") for tree in _trees(home))

@@ -18,7 +18,7 @@ from flows.as_flow import as_flow, is_in_flow_run
 from flows.child import mill
 from flows.git import LIVE, attempt, check_live_is_free, check_repository, git, main_branch, tip
 from flows.inputs import digest, inputs_of
-from flows.landing import PROMOTE, finish, land
+from flows.landing import ASK, PROMOTE, finish, land
 from flows.locks import only_one
 from flows.merge import MergeConflict, merge_by_model
 from flows.prefect_api import find_server, silence
@@ -34,7 +34,7 @@ from tasks.shards import read_json, write_json
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
-KEEP, ASK = "keep", "ask"
+KEEP = "keep"
 DONE, FAILED, REFUSED = 0, 1, 3
 
 Outcome = Literal["nothing", "promoted", "kept", "ask", "refused", "failed"]

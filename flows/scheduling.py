@@ -110,6 +110,8 @@ class Scheduler:
             return
         try:
             cached, stale = self._committer.sort_out(list(self._waiting.values()), ended, self._forced)
+        except Stopped:  # the next look settles them all
+            return
         except MillError as error:  # above all DVC's lock, which somebody else keeps; those that run will wait again
             for node in [node for node in self._waiting.values() if node.may_begin(ended)]:
                 self._settle(Result(node.address, "failed", f"{node.address} failed: {error}"))

@@ -83,6 +83,19 @@ def promotions(root: Path, model: str) -> list[Tag]:
     return sorted(found, key=lambda tag: count_of(tag.name, "#"))
 
 
+def in_other_stages(root: Path, model: str) -> set[str]:
+    """The commits that stand in a stage besides the champion's, as people and GTO assign them."""
+    stands: dict[str, set[str]] = {}
+    for tag in promotions(root, model):
+        stage = tag.name.split("#")[1]
+        if stage.endswith("!"):
+            stands.get(stage.removesuffix("!"), set()).discard(tag.commit)
+        else:
+            stands[stage] = {tag.commit}
+    stands.pop(CHAMPION, None)
+    return set().union(*stands.values())
+
+
 def standing(root: Path, model: str) -> list[Tag]:
     """The promotions that rollbacks go back through, the one in force last; empty where there is no champion.
 

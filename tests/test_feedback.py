@@ -54,6 +54,12 @@ def test_labels_come_from_files_of_every_kind(root: Path, name: str, write: Call
     assert add_feedback(root, "reviews", root / name) == "2 labels of reviews read, 0 of them new."
 
 
+def test_personal_data_in_a_file_of_labels_is_not_kept(root: Path) -> None:
+    ROWS.with_columns(label=pl.lit("ann@example.org")).write_parquet(root / "labels.parquet")
+    add_feedback(root, "reviews", root / "labels.parquet")
+    assert set(labels(root)) == {None, json.dumps({"label": "⟨EMAIL_1⟩"}, ensure_ascii=False)}
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from flows.git import git
 from flows.line import run_line
+from flows.scheduling import Scheduler
 from flows.stages import LineError
 from tasks.shards import write_text
 from tests import line_toy as toy
@@ -63,6 +65,18 @@ def test_it_does_not_wait_for_ever(branches, holder):
     with pytest.raises(LineError, match=rf"process {process.pid} .* longer than 0.01 minutes .*lock_wait_minutes"):
         toy.line(branches, params=toy.PARAMS.model_copy(update={"lock_wait_minutes": 0.01}))
     assert not (branches / "c-one.txt").exists()
+
+
+def test_stopped_while_it_waits_nothing_has_failed(branches, holder, monkeypatch):
+    class StoppedSoon(Scheduler):
+        def run(self, watched):
+            threading.Timer(2, lambda: self.stop("somebody said so")).start()
+            return super().run(watched)
+
+    monkeypatch.setattr("flows.line.Scheduler", StoppedSoon)
+    holder(60)
+    ended = toy.line(branches)
+    assert set(toy.outcomes(ended)) == {"not run"}
 
 
 def test_a_stage_that_somebodys_own_dvc_is_running_is_waited_for_and_taken_as_that_made_it(branches, capfd):

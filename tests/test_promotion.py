@@ -137,7 +137,7 @@ def test_a_rollback_goes_back_one_champion_at_a_time_and_never_forward(history):
     assert champion(history.root, "films").tag == "films@v1.0.0"
     with pytest.raises(RegistryError, match=r"films@v1\.0\.0 is the first champion .* films@v1\.1\.0, films@v1\.2\.0"):
         rollback(history.root, "films", None, why="")
-    rollback(history.root, "films", "films@v1.2.0", why="it was the data")
+    rollback(history.root, "films", "v1.2.0", why="it was the data")
     assert read_live(history.root)["films"]["tag"] == "films@v1.2.0"
 
 

@@ -17,7 +17,7 @@ from flows.publish import owe
 from flows.registry import champion, decisions, fetch, promote, record_decision
 from flows.retention import gc
 from flows.store import current, put_in_use
-from flows.tags import find
+from flows.tags import create, find
 from flows.unused import RetentionError
 from flows.worktree import Busy
 from tasks.release import read_release
@@ -113,6 +113,7 @@ def test_what_a_person_has_anywhere_stays(many, tmp_path):
     git(root, "reset", "-q", "--hard")  # params.yaml: keep_versions of the shipped one
     git(root, "branch", "mine", many.commits[0])
     git(root, "tag", "paper", many.commits[2])
+    git(root, "tag", "films@paper", tip(root, "films@v1.3.0"))
     write_text(root / "stashed.bin", "stashed")
     dvc(root, "add", "-q", "stashed.bin")
     git(root, "add", "-A")
@@ -124,6 +125,21 @@ def test_what_a_person_has_anywhere_stays(many, tmp_path):
     grow_old(root)
     gc(root, dry_run=False)
     assert all(has(root, name, tmp_path) for name in ("mine", "paper", "films@v1.3.0"))
+    assert not has(root, "films@v1.4.0", tmp_path)
+    git(root, "worktree", "remove", "--force", str(tmp_path / "other"))
+    gc(root, dry_run=False)
+    assert has(root, "films@paper", tmp_path)
+
+
+def test_a_version_in_a_stage_of_its_own_stays_as_long_as_it_stands_there(many, tmp_path):
+    root = many.root
+    create(root, "films#staging#4", tip(root, "films@v1.3.0"), "tried", {})
+    create(root, "films#staging#5", tip(root, "films@v1.4.0"), "tried", {})
+    gc(root, dry_run=False)
+    assert not has(root, "films@v1.3.0", tmp_path)
+    assert has(root, "films@v1.4.0", tmp_path)
+    create(root, "films#staging!#6", tip(root, "films@v1.4.0"), "tried", {})
+    gc(root, dry_run=False)
     assert not has(root, "films@v1.4.0", tmp_path)
     (root / "new.bin").unlink()
     dvc(root, "checkout", "-q", "new.bin")
@@ -178,9 +194,10 @@ def test_a_refused_challenger_stays_for_its_days_and_then_goes_but_for_the_decis
 def test_what_has_still_to_be_landed_or_pushed_stays_however_old(refused, tmp_path):
     root, (decision,) = refused.root, decisions(refused.root, "films")
     later = datetime.now(UTC) + timedelta(days=400)
-    record_decision(root, decision["commit"], {**decision, "when": None, "verdict": "promote"})
-    gc(root, dry_run=False, at=later)
-    assert has(root, decision["commit"], tmp_path)
+    for verdict in ("promote", "ask"):
+        record_decision(root, decision["commit"], {**decision, "when": None, "verdict": verdict})
+        gc(root, dry_run=False, at=later)
+        assert has(root, decision["commit"], tmp_path)
     record_decision(root, decision["commit"], {**decision, "when": None, "verdict": "keep"})
     owe(root, decision["commit"])
     gc(root, dry_run=False, at=later)

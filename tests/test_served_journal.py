@@ -77,6 +77,16 @@ def test_personal_data_never_reaches_the_journal(root: Path) -> None:
     assert json.loads(str(line["inputs"])) == {"text": "write to ⟨EMAIL_1⟩ about this film"}
 
 
+def test_personal_data_in_a_label_never_reaches_it_either(root: Path) -> None:
+    with running(root) as server:
+        answer = ask(server)
+        label = {"id": answer["id"], "label": "as ann@example.org says"}
+        assert server.client.post("/models/tiny/feedback", json=label).json() == {"received": 1, "new": 1}
+    kept = (root / ".mill/journal.sqlite").read_bytes().decode(errors="replace")
+    assert "ann@example.org" not in kept
+    assert "as ⟨EMAIL_1⟩ says" in kept
+
+
 def test_what_has_no_answer_is_not_in_the_journal(root: Path) -> None:
     with running(root) as server:
         empty, whole = server.predict([{"text": " "}, {"text": "a film"}]).json()

@@ -100,6 +100,15 @@ def test_what_is_wrong_with_a_request_is_said_in_a_sentence(
     assert sentence in answer.json()["error"]
 
 
+def test_a_text_without_end_is_refused_before_anybody_waits_for_it(versions: tuple[Path, Release, Release]) -> None:
+    row, message = {"text": "1 " * 50_001}, "text has 100,002 characters; at most 100,000 are taken"
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [row["text"]]}
+    with running(versions[0], max_request_mb=1) as server:
+        for path, content in (("/models/tiny/predict", row), ("/v2/models/tiny/infer", {"inputs": [tensor]})):
+            answer = server.client.post(path, json=content)
+            assert (answer.status_code, message in answer.json()["error"]) == (413, True)
+
+
 def test_a_model_that_is_not_there_is_named_with_those_that_are(server: Running) -> None:
     answer = server.predict(TEXT, model="tidy")
     assert answer.status_code == 404
@@ -293,6 +302,22 @@ def test_a_rollback_is_in_use_within_two_seconds_and_loads_nothing_anew(
         use(root, one)
         wait_for(server, one.version)
         assert time.monotonic() - started < 2
+
+
+def test_files_that_were_mended_are_found_by_trying_again(
+    versions: tuple[Path, Release, Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, _, two = versions
+    model = two.folder / "model.onnx"
+    whole = model.read_bytes()
+    model.write_bytes(b"")
+    monkeypatch.setattr("tasks.serving.live._TRIED_AGAIN_SECONDS", 0.5)
+    with running(root) as server:
+        use(root, two)
+        wait_until(lambda: server.live.failures.get("tiny"))
+        model.write_bytes(whole)
+        wait_for(server, two.version)
+        wait_until(lambda: not server.live.failures)
 
 
 def test_a_rollback_to_files_that_were_damaged_meanwhile_stays_out(versions: tuple[Path, Release, Release]) -> None:

@@ -217,8 +217,9 @@ def test_a_request_leaves_a_line_that_says_all_but_what_was_asked(
     with caplog.at_level(logging.INFO, logger="tasks.serving.logs"):
         server.client.post("/models/tiny/predict?note=private", json=[{"text": "my secret diary"}, {"text": " "}])
         server.client.get("/private/notes")
-        wait_until(lambda: len(caplog.records) == 2)  # a line is written after its answer has been sent
-    predicted, unknown = (json.loads(JsonFormatter().format(record)) for record in caplog.records)
+        server.client.post("/models/private notes/predict", json={"text": "a film"})
+        wait_until(lambda: len(caplog.records) == 3)  # a line is written after its answer has been sent
+    predicted, unknown, nobodys = (json.loads(JsonFormatter().format(record)) for record in caplog.records)
     assert (predicted["method"], predicted["route"]) == ("POST", "/models/{name}/predict")
     assert (predicted["model"], predicted["status"], predicted["client"]) == ("tiny", 200, None)
     assert (predicted["rows"], predicted["answered"]) == (2, 1)
@@ -226,4 +227,5 @@ def test_a_request_leaves_a_line_that_says_all_but_what_was_asked(
     assert predicted["ms"] > 0
     assert (unknown["route"], unknown["status"]) == (None, 404)
     assert "diary" not in str(predicted)
-    assert "private" not in f"{predicted}{unknown}"
+    assert (nobodys["model"], nobodys["status"]) == (None, 404)
+    assert "private" not in f"{predicted}{unknown}{nobodys}"

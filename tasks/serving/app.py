@@ -58,7 +58,7 @@ def create_app(live: Live, serving: Serving, journal: Journal, keys: Keys, *, ke
     )
     app.state.service = service  # for pages that others add
     app.add_middleware(BodyLimits, max_bytes=int(serving.max_request_mb * 1e6), seconds=serving.body_seconds)
-    app.add_middleware(RequestLog)
+    app.add_middleware(RequestLog, models=lambda: live.models)
     _explain_errors(app)
     health.add_routes(app, service)
     predictions.add_routes(app, service)

@@ -27,6 +27,9 @@ _LOOK_SECONDS = 0.1
 # After a defect not at once again, or the log would be full of it.
 _AFTER_FAILURE_SECONDS = 1.0
 
+# What could not take over is tried again after so long, which costs a machine little.
+_TRIED_AGAIN_SECONDS = 60.0
+
 Role = Literal["live", "shadow"]
 Entry = Mapping[str, Any]
 
@@ -42,8 +45,13 @@ class _Slot:
     wanted: Entry | None = None
     served: Served | None = None
     before: Served | None = None  # answered until then, and stays loaded: it is what a rollback asks for
-    failure: str | None = None  # of the wanted one, which stays out until it changes
+    failure: str | None = None  # of the wanted one, which stays out until it is tried again or another is wanted
     since: float = field(default_factory=time.monotonic)  # when it began to be brought up
+
+    @property
+    def is_to_be_tried_again(self) -> bool:
+        """Its files may have been mended, or the machine be less busy than it was."""
+        return self.failure is not None and time.monotonic() - self.since > _TRIED_AGAIN_SECONDS
 
     @property
     def is_coming(self) -> bool:
@@ -138,7 +146,7 @@ class Live:
                 _retire(slot.served)
         for model, entry in sorted(entries.items()):
             slot = self._slots.setdefault((role, model), _Slot())
-            if slot.wanted == entry:
+            if slot.wanted == entry and not slot.is_to_be_tried_again:
                 continue
             before = slot.wanted
             slot.wanted, slot.failure, slot.since = entry, None, time.monotonic()
@@ -214,7 +222,7 @@ class Live:
         while not self._stopping.wait(_LOOK_SECONDS):
             try:
                 now: list[object] = [_state(self._path(role)) for role in get_args(Role)]
-                if now != seen:
+                if now != seen or any(slot.is_to_be_tried_again for _, slot in self._known()):
                     # What could not be read is read again at the next look: it may be well without having changed.
                     seen = now if self.refresh() else None
                 self._give_up_the_slow()

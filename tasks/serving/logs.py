@@ -5,6 +5,7 @@ import json
 import logging
 import time
 import traceback
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -51,8 +52,9 @@ def log_loop_errors() -> None:
 class RequestLog:
     """A line for each request: what was asked of which model by whom, and how it ended."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, models: Callable[[], Collection[str]]) -> None:
         self._app = app
+        self._models = models
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -69,17 +71,18 @@ class RequestLog:
         try:
             await self._app(scope, receive, note)
         finally:
-            log.info("request", extra=_told(scope, status, time.perf_counter() - started))
+            log.info("request", extra=_told(scope, status, time.perf_counter() - started, self._models()))
 
 
-def _told(scope: Scope, status: int, seconds: float) -> dict[str, Any]:
-    route = scope.get("route")
+def _told(scope: Scope, status: int, seconds: float, models: Collection[str]) -> dict[str, Any]:
+    # A name that no model has may be anything as well.
+    route, name = scope.get("route"), scope.get("path_params", {}).get("name")
     state = scope.get("state", {})
     return {
         "method": scope["method"],
         # The pattern: whoever asks for a path that there is none of may have put anything into it.
         "route": getattr(route, "path", None),
-        "model": scope.get("path_params", {}).get("name"),
+        "model": name if name in models else None,
         "status": status,
         "ms": round(1000 * seconds, 1),
         "client": state.get("client"),

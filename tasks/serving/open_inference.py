@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import quoted
 from tasks.problems import Problem
-from tasks.serving.requests import BadRequest, frame_of, parse_json
+from tasks.serving.requests import BadRequest, check_lengths, frame_of, parse_json
 
 HEADER_LENGTH = "inference-header-content-length"
 
@@ -74,6 +74,7 @@ def read_inference(
     lengths = {len(values) for values in columns.values()}
     if len(lengths) != 1 or not 1 <= min(lengths) <= max_rows:
         raise BadRequest(f"Every input takes the same number of rows, from 1 to {max_rows}.")
+    check_lengths(columns)
     frame = frame_of(problem, {name: columns[name] for name in problem.inputs})
     return Inference(
         _string(content.get("id"), "id"),
@@ -110,10 +111,15 @@ def write_inference(
     return (head + b"".join(blobs), len(head)) if blobs else (head, None)
 
 
+# Of a length that any body has.
+_MOST_DIGITS = 12
+
+
 def _header_length(given: str | None, size: int) -> int:
     if given is None:
         return size
-    if not given.isascii() or not given.isdigit() or int(given[:12]) > size:
+    # Python refuses to read a number of thousands of digits.
+    if not given.isascii() or not given.isdigit() or len(given) > _MOST_DIGITS or int(given) > size:
         raise BadRequest(f"{HEADER_LENGTH} has to be the length of the JSON, at most the body's {size} bytes.", 400)
     return int(given)
 

@@ -1,5 +1,6 @@
 """The plain routes: ask a model, and say later what would have been right."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ from fastapi import FastAPI, Request, Response
 
 from tasks.errors import did_you_mean, quoted
 from tasks.journal import UnknownPrediction
-from tasks.labels import BadLabel, Label, label_of, targets_of
+from tasks.labels import BadLabel, Label, label_of, redacted, targets_of
 from tasks.problems import Problem
 from tasks.release import CARD
 from tasks.serving.replies import Json, body, errors, gives
@@ -92,7 +93,11 @@ def add_routes(app: FastAPI, service: Service) -> None:
     async def feedback(name: str, request: Request) -> Response:
         client = service.admit(request, "feedback")
         content = parse_json(await request.body())
-        labels = labels_of(content, live.get(name).problem, serving.max_rows)
+        served = live.get(name)
+        labels = labels_of(content, served.problem, serving.max_rows)
+        tidy = served.answerer.runtime.tidy
+        targets = targets_of(served.problem.columns, served.problem.inputs)
+        labels = await asyncio.to_thread(redacted, labels, targets, tidy.redact, tidy.phone_regions)
         try:
             new = await service.label(name, labels, client)
         except UnknownPrediction as error:

@@ -9,6 +9,9 @@ import polars as pl
 from tasks.errors import did_you_mean, quoted
 from tasks.problems import Problem
 
+# Of one text. A model reads its beginning alone, but personal data is looked for in all of it: a second or two.
+_MOST_CHARS = 100_000
+
 
 class BadRequest(Exception):
     """What the caller has to change. `status` is HTTP's."""
@@ -38,10 +41,23 @@ def rows_of(content: Any, problem: Problem, max_rows: int) -> tuple[list[Mapping
         raise BadRequest(f"{len(listed)} rows in one request; at most {max_rows} are taken. Send several.", 413)
     for number, row in enumerate(listed):
         _check(row, problem, "" if alone else f"Row {number}: ")
+    check_lengths({name: [row[name] for row in listed] for name in problem.inputs})
     # Texts are known to be texts by now; of other types a frame knows best.
     if any(problem.columns[name] != pl.String() for name in problem.inputs):
         frame_of(problem, {name: [row[name] for row in listed] for name in problem.inputs})
     return listed, alone
+
+
+def check_lengths(columns: Mapping[str, list[Any]]) -> None:
+    """Raises BadRequest (413) for a text that would hold up everybody."""
+    for name, values in columns.items():
+        for number, value in enumerate(values):
+            if isinstance(value, str) and len(value) > _MOST_CHARS:
+                raise BadRequest(
+                    f"Row {number}: {name} has {len(value):,} characters; at most {_MOST_CHARS:,} are taken. A model "
+                    "reads far less. Send the beginning, or parts.",
+                    413,
+                )
 
 
 def frame_of(problem: Problem, columns: Mapping[str, list[Any]]) -> pl.DataFrame:
