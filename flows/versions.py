@@ -197,9 +197,30 @@ def _gate(home: Path, wanted: Wanted) -> list[str]:
         against = f"against {one['champion']}" if one.get("champion") else "with no champion to beat"
         lines.append(f"{one['tag']} {_minute(one['when'])} UTC, {against}: {one['verdict']}. {one['sentence']}")
         report = f"{one['commit'][:10]}:{(Paths(wanted.model).reports / 'gate.json').as_posix()}"
-        if not attempt(home, "cat-file", "-e", report).returncode:
-            lines.append(f"its report: git show {report}")
+        shown = attempt(home, "show", report)
+        if not shown.returncode:
+            lines += [*_compared(json.loads(shown.stdout)), f"its report: git show {report}"]
     return lines or ["It was not asked."]
+
+
+def _compared(report: Mapping[str, Any]) -> Iterator[str]:
+    """What the gate measured, in a few lines; none where there was no champion to compare with."""
+    from tasks.pages import figure, p_value, with_sign, words
+
+    found = report.get("comparison")
+    if not found:
+        return
+    difference, test_set = found["difference"], report["test_set"]
+    yield (
+        f"{words(report['metric'])} {figure(found['challenger'])} against {figure(found['champion'])}: "
+        f"{with_sign(difference['value'])} ({found['confidence']:.2%} interval {with_sign(difference['low'])} to "
+        f"{with_sign(difference['high'])}) on {found['rows']:,} rows"
+    )
+    yield (
+        f"better: p {p_value(found['superiority']['p_value'])}; within the margin: p "
+        f"{p_value(found['margin']['p_value'])}; {found['level']:g} is needed, use {test_set['uses_before'] + 1} of "
+        f"{test_set['uses']} of the test set {test_set['name']}"
+    )
 
 
 def _yaml(parameters: Mapping[str, Any] | None) -> list[str]:

@@ -70,11 +70,11 @@ def test_it_does_not_wait_for_ever(branches, holder):
 def test_stopped_while_it_waits_nothing_has_failed(branches, holder, monkeypatch):
     class StoppedSoon(Scheduler):
         def run(self, watched):
+            holder(60)
             threading.Timer(2, lambda: self.stop("somebody said so")).start()
             return super().run(watched)
 
     monkeypatch.setattr("flows.line.Scheduler", StoppedSoon)
-    holder(60)
     ended = toy.line(branches)
     assert set(toy.outcomes(ended)) == {"not run"}
 

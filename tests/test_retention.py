@@ -129,6 +129,10 @@ def test_what_a_person_has_anywhere_stays(many, tmp_path):
     git(root, "worktree", "remove", "--force", str(tmp_path / "other"))
     gc(root, dry_run=False)
     assert has(root, "films@paper", tmp_path)
+    (root / "new.bin").unlink()
+    dvc(root, "checkout", "-q", "new.bin")
+    stashed = fetch(root, git(root, "rev-parse", "stash"), "stashed.bin", tmp_path / "stashed")
+    assert (stashed / "stashed.bin").read_text() == "stashed"
 
 
 def test_a_version_in_a_stage_of_its_own_stays_as_long_as_it_stands_there(many, tmp_path):
@@ -141,10 +145,6 @@ def test_a_version_in_a_stage_of_its_own_stays_as_long_as_it_stands_there(many, 
     create(root, "films#staging!#6", tip(root, "films@v1.4.0"), "tried", {})
     gc(root, dry_run=False)
     assert not has(root, "films@v1.4.0", tmp_path)
-    (root / "new.bin").unlink()
-    dvc(root, "checkout", "-q", "new.bin")
-    stashed = fetch(root, git(root, "rev-parse", "stash"), "stashed.bin", tmp_path / "stashed")
-    assert (stashed / "stashed.bin").read_text() == "stashed"
 
 
 @pytest.fixture(scope="module")

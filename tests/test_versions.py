@@ -105,7 +105,19 @@ def test_a_version_is_shown_with_all_that_it_comes_from(used, capsys, place):
 
 def test_a_challenger_is_shown_by_its_hash_with_its_gates_report(used, capsys):
     root = used.root
-    write_json(root / "reports/films/gate.json", {"verdict": "keep"})
+    compared = {
+        "challenger": 0.8,
+        "champion": 0.85,
+        "confidence": 0.995,
+        "difference": {"value": -0.05, "low": -0.09, "high": -0.01},
+        "level": 0.0025,
+        "margin": {"p_value": 0.9},
+        "rows": 1234,
+        "superiority": {"p_value": 0.99},
+    }
+    test_set = {"name": "abc", "uses": 20, "uses_before": 2}
+    report = {"verdict": "keep", "metric": "accuracy", "comparison": compared, "test_set": test_set}
+    write_json(root / "reports/films/gate.json", report)
     git(root, "add", "-A")
     git(root, "commit", "-qm", "judged")
     commit = git(root, "rev-parse", "HEAD")
@@ -116,4 +128,6 @@ def test_a_challenger_is_shown_by_its_hash_with_its_gates_report(used, capsys):
     assert printed.splitlines()[0] == f"{used.releases[2]} of films, no version"
     assert "refused: accuracy is below its floor." in printed
     assert "against films@v1.0.0: keep. Worse." in printed
+    assert "accuracy 0.800 against 0.850: −0.050 (99.50% interval −0.090 to −0.010) on 1,234 rows" in printed
+    assert "better: p = 0.99; within the margin: p = 0.9; 0.0025 is needed, use 3 of 20 of the test set abc" in printed
     assert f"git show {commit[:10]}:reports/films/gate.json" in printed
