@@ -28,14 +28,17 @@ def describe(rows: pl.DataFrame, runtime: Runtime) -> pl.DataFrame:
     if not texts:
         return described
     together = rows.select(pl.concat_str(texts, separator="\n", ignore_nulls=True)).to_series()
-    encoded = problem.encode(rows, runtime.tokenizer, None, runtime.max_tokens)
     tokens = pl.col("input_ids")
     unknown = unknown_id(runtime.tokenizer)
     # A long row may have become several.
-    read = encoded.group_by("id", maintain_order=True).agg(
-        num_tokens=tokens.list.len().sum(),
-        num_unknown=pl.lit(0) if unknown is None else tokens.list.count_matches(unknown).sum(),
-        truncated=pl.col("truncated").any(),
+    read = (
+        runtime.encoded(rows)
+        .group_by("id", maintain_order=True)
+        .agg(
+            num_tokens=tokens.list.len().sum(),
+            num_unknown=pl.lit(0) if unknown is None else tokens.list.count_matches(unknown).sum(),
+            truncated=pl.col("truncated").any(),
+        )
     )
     num_words = together.str.count_matches(r"\w+")
     return described.with_columns(

@@ -46,9 +46,14 @@ class Runtime:
         self, rows: pl.DataFrame, batch_size: int = 64, advance: Callable[[int], None] = lambda _: None
     ) -> dict[str, NDArray[Any]]:
         """The model's arrays for clean rows of `id` and the problem's inputs; `advance` hears of each batch's rows."""
-        encoded = self.problem.encode(rows, self.tokenizer, None, self.max_tokens)
+        encoded = self.encoded(rows)
         outputs = run(self.session, self.problem, encoded, self.pad_id, batch_size, advance)
         return dict(self.problem.gather(outputs, encoded))
+
+    def encoded(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """What the model reads of each row, under the row's number: an id may come twice, and a row become several."""
+        numbered = rows.with_columns(id=pl.int_range(len(rows)).cast(pl.String))
+        return self.problem.encode(numbered, self.tokenizer, None, self.max_tokens)
 
     def predict(self, rows: pl.DataFrame, batch_size: int = 64) -> pl.DataFrame:
         """The answers to rows as a caller has them."""

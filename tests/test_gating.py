@@ -306,9 +306,9 @@ def flows_model(paths: Paths) -> Any:
 class Biased(TextClassification):
     """Answers as if the second label were much likelier than it is."""
 
-    def answer(self, outputs: Any, signature: Any, calibration: Any) -> pl.DataFrame:
+    def answer(self, rows: pl.DataFrame, outputs: Any, signature: Any, calibration: Any) -> pl.DataFrame:
         logits = outputs["logits"] + np.array([0.0, 2.0])
-        return super().answer({**outputs, "logits": logits}, signature, calibration)
+        return super().answer(rows, {**outputs, "logits": logits}, signature, calibration)
 
 
 def with_rules(case: Case, **changed: Any) -> Case:
