@@ -306,7 +306,8 @@ def test_killed_in_mid_run_all_ends_and_started_again_it_knows_what_became_of_it
         prefect = Prefect(http)
         # As far as its processes came in saying so; if not at all, the next start has said it.
         assert prefect.state(run)["type"] in ("CANCELLED", "CRASHED")
-        assert prefect.ended(prefect.run())["name"] in ("Refused", "Nothing")
+        ended = prefect.ended(prefect.run())
+        assert ended["name"] in ("Refused", "Nothing"), ended["message"]
         wait_until(lambda: http.get(f"/flow_runs/{old}").status_code == 404)  # keep_runs_days is 30
     assert len(git(repository, "worktree", "list").splitlines()) == 1
     mill(repository, "down")
