@@ -78,10 +78,13 @@ def test_personal_data_never_reaches_the_journal(root: Path) -> None:
 
 
 def test_personal_data_in_a_label_never_reaches_it_either(root: Path) -> None:
-    with running(root) as server:
+    with running(root, max_request_mb=1) as server:
         answer = ask(server)
         label = {"id": answer["id"], "label": "as ann@example.org says"}
         assert server.client.post("/models/tiny/feedback", json=label).json() == {"received": 1, "new": 1}
+        endless = {"id": answer["id"], "label": "1 " * 50_001}
+        refused = server.client.post("/models/tiny/feedback", json=endless)
+        assert (refused.status_code, "100,002 characters" in refused.json()["error"]) == (413, True)
     kept = (root / ".mill/journal.sqlite").read_bytes().decode(errors="replace")
     assert "ann@example.org" not in kept
     assert "as ⟨EMAIL_1⟩ says" in kept

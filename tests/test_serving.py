@@ -281,13 +281,27 @@ def test_what_fails_for_a_moment_is_looked_at_again_though_it_has_not_changed(
         wait_for(server, two.version)
 
 
-def test_a_version_that_is_too_slow_never_takes_over(versions: tuple[Path, Release, Release]) -> None:
+def test_a_version_that_is_too_slow_never_takes_over_however_often_it_is_tried(
+    versions: tuple[Path, Release, Release], monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, one, two = versions
+    monkeypatch.setattr("tasks.serving.live._TRIED_AGAIN_SECONDS", 0.3)
+    real, begun = pkgutil.resolve_name("tasks.serving.live.open_served"), []
+
+    def slowly(*arguments: Any, **how: Any) -> Any:
+        begun.append(arguments)
+        found = real(*arguments, **how)
+        time.sleep(1)
+        return found
+
     with running(root) as server:
+        monkeypatch.setattr("tasks.serving.live.open_served", slowly)
         server.live._serving = server.live._serving.model_copy(update={"swap_seconds": 1e-9})
         use(root, two)
         assert "is not up after 1e-09 s" in wait_until(lambda: server.live.failures.get("tiny"))
+        wait_until(lambda: len(begun) > 2)
         assert server.predict(TEXT).json()["version"] == one.version
+        assert sum(thread.name == "load-tiny" for thread in threading.enumerate()) <= 1
 
 
 def test_a_rollback_is_in_use_within_two_seconds_and_loads_nothing_anew(

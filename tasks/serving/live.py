@@ -46,12 +46,16 @@ class _Slot:
     served: Served | None = None
     before: Served | None = None  # answered until then, and stays loaded: it is what a rollback asks for
     failure: str | None = None  # of the wanted one, which stays out until it is tried again or another is wanted
-    since: float = field(default_factory=time.monotonic)  # when it began to be brought up
+    since: float = field(default_factory=time.monotonic)  # when it began to be brought up, or when that failed
+    loader: threading.Thread | None = None
 
     @property
     def is_to_be_tried_again(self) -> bool:
-        """Its files may have been mended, or the machine be less busy than it was."""
-        return self.failure is not None and time.monotonic() - self.since > _TRIED_AGAIN_SECONDS
+        """Its files may have been mended, or the machine be less busy than it was. One attempt at a time: what was
+        given up for its slowness would else take over as if it were the next.
+        """
+        is_over = self.loader is None or not self.loader.is_alive()
+        return self.failure is not None and is_over and time.monotonic() - self.since > _TRIED_AGAIN_SECONDS
 
     @property
     def is_coming(self) -> bool:
@@ -159,6 +163,7 @@ class Live:
                 except RuntimeError:  # no thread is to be had: it is asked for again at the next look
                     slot.wanted = before
                     raise
+                slot.loader = loader
                 self._loaders = [*(former for former in self._loaders if former.is_alive()), loader]
 
     def _load(self, role: Role, model: str, entry: Entry) -> None:
@@ -191,7 +196,7 @@ class Live:
             slot = self._slots.get((role, model))
             if slot is None or slot.wanted != entry or slot.failure is not None:
                 return
-            slot.failure = reason
+            slot.failure, slot.since = reason, time.monotonic()
         log.error("stays out", extra={"model": model, "role": role, "reason": reason})
 
     def _read(self, role: Role) -> dict[str, Entry] | None:

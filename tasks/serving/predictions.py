@@ -1,6 +1,5 @@
 """The plain routes: ask a model, and say later what would have been right."""
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,11 +7,11 @@ from fastapi import FastAPI, Request, Response
 
 from tasks.errors import did_you_mean, quoted
 from tasks.journal import UnknownPrediction
-from tasks.labels import BadLabel, Label, label_of, redacted, targets_of
+from tasks.labels import BadLabel, Label, label_of, targets_of
 from tasks.problems import Problem
 from tasks.release import CARD
 from tasks.serving.replies import Json, body, errors, gives
-from tasks.serving.requests import BadRequest, parse_json, rows_of
+from tasks.serving.requests import BadRequest, check_lengths, parse_json, rows_of
 from tasks.serving.served import Served
 from tasks.serving.service import Service
 
@@ -95,11 +94,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
         content = parse_json(await request.body())
         served = live.get(name)
         labels = labels_of(content, served.problem, serving.max_rows)
-        tidy = served.answerer.runtime.tidy
-        targets = targets_of(served.problem.columns, served.problem.inputs)
-        labels = await asyncio.to_thread(redacted, labels, targets, tidy.redact, tidy.phone_regions)
         try:
-            new = await service.label(name, labels, client)
+            new = await service.label(served, labels, client)
         except UnknownPrediction as error:
             raise BadRequest(str(error), 404) from None
         return Json({"received": len(labels), "new": new})
@@ -117,7 +113,9 @@ def labels_of(content: Any, problem: Problem, max_rows: int) -> list[Label]:
             "`mill feedback MODEL FILE` where the server is.",
             413,
         )
-    return [_label(row, f"Row {number}", targets) for number, row in enumerate(listed)]
+    labels = [_label(row, f"Row {number}", targets) for number, row in enumerate(listed)]
+    check_lengths({name: [label.label[name] for label in labels] for name in targets})
+    return labels
 
 
 def _label(row: Any, where: str, targets: Mapping[str, Any]) -> Label:

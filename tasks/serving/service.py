@@ -14,7 +14,7 @@ from fastapi import Request
 from tasks.answers import Traced
 from tasks.database import JournalError
 from tasks.journal import Journal, Prediction
-from tasks.labels import Label
+from tasks.labels import Label, redacted, targets_of
 from tasks.serving.batcher import Busy, Retired
 from tasks.serving.keys import Client, Keys, Scope
 from tasks.serving.lanes import Row
@@ -90,14 +90,17 @@ class Service:
                 self._copy_to_shadow(rows, answered, client)
         return answered
 
-    async def label(self, model: str, labels: Sequence[Label], client: Client | None) -> int:
+    async def label(self, served: Served, labels: Sequence[Label], client: Client | None) -> int:
         """Keep labels; how many are new. Raises Busy, UnknownPrediction, and JournalError where that cannot be."""
         if len(self._labelling) >= _MOST_LABELLING:
             raise Busy(1)
         name = None if client is None else client.name
 
         def keep() -> int:
-            return self.journal.add_labels(labels, model=model, client=name)
+            problem, tidy = served.problem, served.answerer.runtime.tidy
+            targets = targets_of(problem.columns, problem.inputs)
+            tidied = redacted(labels, targets, tidy.redact, tidy.phone_regions)
+            return self.journal.add_labels(tidied, model=served.model, client=name)
 
         kept = asyncio.get_running_loop().run_in_executor(self._label_threads, keep)
         self._labelling.add(kept)  # until it is over, whether somebody waits for it or not
