@@ -95,12 +95,14 @@ def run(
                 say(line.rstrip("\n"))
             return process.wait(), "".join(tail)
         except BaseException:
-            os.killpg(number, signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(PATIENCE_SECONDS)
-            # What a shell has put into the background does not hear an interruption.
-            os.killpg(number, signal.SIGKILL)
-            process.wait()
+            try:
+                os.killpg(number, signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(PATIENCE_SECONDS)
+            finally:  # a second interruption ends the waiting, and not what is waited for
+                # What a shell has put into the background does not hear an interruption.
+                os.killpg(number, signal.SIGKILL)
+                process.wait()
             raise
         finally:
             if process.stdout is not None:

@@ -12,8 +12,9 @@ from flows.serve import journal_url
 from tasks import problems
 from tasks.errors import DataError, did_you_mean
 from tasks.journal import Journal, open_journal
-from tasks.labels import BadLabel, Kinds, Label, label_of, redacted, targets_of
+from tasks.labels import BadLabel, Kinds, Label, label_of, targets_of
 from tasks.params import load_model
+from tasks.private_labels import redacted
 
 Rows = list[dict[str, Any]]
 

@@ -10,10 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from flows.child import PATIENCE_SECONDS
 from flows.worktree import Busy
 
-# How long what a killed run had started may take to notice.
-_WAIT_SECONDS = 60
+# How long what a killed run had started may take to end: it is interrupted at once, and killed when patience is over.
+_WAIT_SECONDS = 2 * PATIENCE_SECONDS
 
 
 @contextlib.contextmanager

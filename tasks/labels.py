@@ -5,14 +5,13 @@ counts as none: one bad label neither stops the monitor nor keeps the other labe
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
 from tasks.errors import quoted
-from tasks.redact import Kind, redact
 from tasks.values import as_json, fit
 
 Kinds = Mapping[str, pl.DataType]
@@ -52,23 +51,6 @@ def label_of(row: Mapping[str, Any], targets: Kinds) -> Label:
         except ValueError as error:
             raise BadLabel(f"{name}: {error}.") from None
     return Label(row["id"], values)
-
-
-def redacted(
-    labels: Sequence[Label], targets: Kinds, kinds: Sequence[Kind], phone_regions: Sequence[str]
-) -> list[Label]:
-    """The labels with pseudonyms in their texts: people put into an answer what they would not put into a question."""
-    texts = [name for name, kind in targets.items() if kind == pl.String()]
-    if not texts or not kinds or not labels:
-        return list(labels)
-    rows = pl.DataFrame(
-        [[one.label[name] for name in texts] for one in labels], dict.fromkeys(texts, pl.String), orient="row"
-    )
-    tidied, _ = redact(rows, texts, kinds, phone_regions)
-    return [
-        Label(one.prediction_id, {**one.label, **said})
-        for one, said in zip(labels, tidied.iter_rows(named=True), strict=True)
-    ]
 
 
 def told(values: Any, kinds: Kinds) -> dict[str, Any]:

@@ -148,9 +148,9 @@ def last_run(client: Any) -> Any:
 
 
 class Seen:
-    """What Prefect shows of the last run of the line."""
+    """What Prefect shows of the last run of the line, which has this many tasks."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_tasks: int) -> None:
         from prefect.client.orchestration import get_client
         from prefect.client.schemas.filters import (
             ArtifactFilter,
@@ -168,7 +168,8 @@ class Seen:
             until = time.monotonic() + 20
             while True:
                 tasks = client.read_task_runs(flow_run_filter=run)
-                if (tasks and all(task.state and task.state.is_final() for task in tasks)) or time.monotonic() > until:
+                num_ended = sum(bool(task.state and task.state.is_final()) for task in tasks)
+                if num_ended == len(tasks) == num_tasks or time.monotonic() > until:
                     break
                 time.sleep(0.2)
             self.tasks = {task.name: task for task in tasks}

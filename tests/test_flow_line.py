@@ -31,7 +31,7 @@ def stages(of: str, *names: str) -> dict[str, str]:
 def test_each_stage_is_a_task_of_its_address_with_its_output_in_its_log(branches, capfd):
     ended = toy.line(branches, ["two", "one"])
     assert not ended.failed
-    seen = Seen()
+    seen = Seen(6)
     assert seen.run.name == "line-two-one"
     assert seen.run.parameters == {"models": ["two", "one"], "jobs": 4, "force": []}
     assert (seen.run.state.type.value, seen.run.state.message) == ("COMPLETED", "6 ran")
@@ -47,12 +47,12 @@ def test_what_is_up_to_date_is_shown_as_cached_and_what_the_run_cache_has_as_res
     toy.line(branches)
     write_text(branches / "raw-one.txt", "new\n")
     toy.line(branches)
-    assert Seen().states == dict(
+    assert Seen(6).states == dict(
         sorted({**stages("Cached", "collect", "clean", "deploy"), **dict.fromkeys(of_one(), "Completed")}.items())
     )
     write_text(branches / "raw-one.txt", "1\n")
     toy.line(branches)
-    assert {name for name, state in Seen().states.items() if state == "Restored"} == of_one()
+    assert {name for name, state in Seen(6).states.items() if state == "Restored"} == of_one()
 
 
 def of_one() -> set[str]:
@@ -67,7 +67,7 @@ def test_a_stage_that_fails_stops_its_branch_alone_and_is_named_with_its_code_an
         "failed": ["clean@one"],
         "not run": ["deploy@one"],
     }
-    seen = Seen()
+    seen = Seen(6)
     assert (seen.states["clean@one"], seen.states["deploy@one"]) == ("Failed", "NotRun")
     assert seen.message("deploy@one") == "not run: it needs clean@one, which failed."
     assert seen.states["deploy@two"] == "Completed"
@@ -92,7 +92,7 @@ def test_only_collect_is_tried_again_and_a_second_attempt_begins_like_the_first(
     assert toy.outcomes(ended)["failed"] == ["collect@one"]
     assert (branches / "dvc.lock").read_bytes().count(b"test two = two") == 1
     assert kept.count(b"test two = two") == 0
-    seen = Seen()
+    seen = Seen(6)
     assert (seen.tasks["collect@one"].run_count, seen.states["collect@one"]) == (3, "Failed")
     assert seen.log("collect@one").count("rows of one") == 3
 
@@ -115,7 +115,7 @@ def test_cancelled_in_prefect_it_ends_the_whole_process_group_and_says_so(branch
     assert ended.why_stopped == "cancelled in Prefect"
     assert toy.outcomes(ended) == {"ran": ["collect@one"], "stopped": ["clean@one"], "not run": ["deploy@one"]}
     assert not lives((branches / "pid").read_text().strip())
-    seen = Seen()
+    seen = Seen(3)
     assert (seen.run.state.type.value, seen.states["clean@one"]) == ("CANCELLED", "Cancelled")
     assert seen.states["deploy@one"] == "NotRun"
     (branches / "slow").unlink()
@@ -202,7 +202,7 @@ def test_a_stage_leaves_its_rows_its_metrics_and_links_to_its_reports_in_prefect
         text = text.replace(f"{name}.json reports/one\n", f"{name}.json reports/one; touch {name}.txt\n")
     root = toy.make(tmp_path / "toy", {"dvc.yaml": text, "input": "1\n"})
     assert not toy.line(root).failed
-    artifacts = Seen().artifacts
+    artifacts = Seen(3).artifacts
     assert {"one-clean-rows", "one-clean-report", "one-evaluate-metrics", "one-evaluate-report"} <= set(artifacts)
     rows = str(artifacts["one-clean-rows"].data)
     assert "rows in" in rows

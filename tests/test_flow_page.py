@@ -12,7 +12,7 @@ def test_the_page_of_the_flow_run_shows_the_stages_by_name(tmp_path, served):
     root = toy.make_branches(tmp_path / "toy")
     (root / "broken-one").touch()
     toy.line(root)
-    seen = toy.Seen()
+    seen = toy.Seen(6)
     with browser(tmp_path / "profile") as page:
         page.goto(f"{served.removesuffix('/api')}/runs/flow-run/{seen.run.id}")
         page.wait_for(["Task Runs", "Failed", "rows of one"])

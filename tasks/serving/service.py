@@ -14,7 +14,8 @@ from fastapi import Request
 from tasks.answers import Traced
 from tasks.database import JournalError
 from tasks.journal import Journal, Prediction
-from tasks.labels import Label, redacted, targets_of
+from tasks.labels import Label, targets_of
+from tasks.private_labels import redacted
 from tasks.serving.batcher import Busy, Retired
 from tasks.serving.keys import Client, Keys, Scope
 from tasks.serving.lanes import Row
