@@ -1,6 +1,7 @@
 # The commands that people and CI use. `make` alone lists them.
 PYTHON ?= python3
 VENV   := .venv
+TEST_PROCESSES ?= 2
 BIN    := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 
@@ -41,7 +42,7 @@ CLIENTS := $(patsubst tests/clients/%.txt,.venv-clients/%/.installed,$(wildcard 
 	@touch $@
 
 test: install $(CLIENTS)  ## run the tests
-	python -m pytest
+	python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 test-slow: install $(CLIENTS)  ## run the shipped line as a test too, which takes minutes
 	python -m pytest -m 'slow or not slow' --timeout 3600

@@ -35,6 +35,7 @@ def repository(toy: Path, released: Line, upside_down: Release, better: Release,
     return root
 
 
+@pytest.mark.slow
 def test_night_after_night_only_the_better_one_takes_over_and_each_look_is_paid_for(repository):
     first = retrain(repository, "films")
     assert (first.verdict, first.version) == ("promoted", "films@v1.0.0")

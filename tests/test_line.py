@@ -214,6 +214,7 @@ def test_the_release_names_the_data_it_was_learned_from(project):
     assert collected in str(manifest)
 
 
+@pytest.mark.slow
 def test_an_experiment_with_the_learning_rate_redoes_train_and_what_follows(project):
     before = read_json(project.root / "reports/reviews/train.json")
     said = project.dvc("exp", "run", "-S", "models.reviews.train.learning_rate=2e-3")

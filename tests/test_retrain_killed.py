@@ -26,11 +26,11 @@ pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.m
 
 # Where Ctrl-C may come as well; the steps that are left out are killed at, below.
 BOUNDARIES = [
-    (flow, "_commit", "before"),
-    (flow, "_commit", "after"),
-    (landing, "register", "after"),
-    (landing, "promote", "after"),
-    (flow, "publish", "before"),
+    pytest.param(flow, "_commit", "before", id="before commit", marks=pytest.mark.slow),
+    pytest.param(flow, "_commit", "after", id="after commit"),
+    pytest.param(landing, "register", "after", id="after register", marks=pytest.mark.slow),
+    pytest.param(landing, "promote", "after", id="after promote"),
+    pytest.param(flow, "publish", "before", id="before publish", marks=pytest.mark.slow),
 ]
 
 # Retrains the films of a repository in a process that kills itself at a step, as nobody can prepare for.
@@ -77,9 +77,7 @@ KILLS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("module", "step", "when"), BOUNDARIES, ids=[f"{when} {step.strip('_')}" for _, step, when in BOUNDARIES]
-)
+@pytest.mark.parametrize(("module", "step", "when"), BOUNDARIES)
 def test_stopped_at_any_step_and_started_again_it_promotes_once(repository, monkeypatch, module, step, when):  # noqa: F811
     real = getattr(module, step)
 

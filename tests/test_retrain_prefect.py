@@ -135,6 +135,7 @@ def test_a_server_that_is_named_and_does_not_answer_is_said_before_anything_is_d
     assert not (repository / ".mill").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("gate")
 def test_a_server_that_goes_away_in_the_middle_loses_neither_result_nor_sentence(halting, served):
     proxy = Proxy(int(served.rpartition(":")[2].removesuffix("/api")))

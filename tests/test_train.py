@@ -64,7 +64,7 @@ def test_the_same_data_and_params_give_the_same_weights_and_another_seed_gives_o
     assert read_json(first / "train.json")["rows_seen_sha256"] != read_json(other / "train.json")["rows_seen_sha256"]
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 def test_training_killed_again_and_again_ends_in_the_same_bits(tiny: Line, tmp_path, dropout):
     whole = run(tiny.paths.tokens, tmp_path / "whole", dropout=dropout)
     out = tmp_path / "killed"
