@@ -40,11 +40,14 @@ class Contestant(Protocol):
 
 
 class Worker:
-    """A library without a server: `python -m tests.benchmarks.contestants NAME RELEASE`, which waits for texts."""
+    """A library without a server: `python -m tests.benchmarks.contestants NAME RELEASE ROWS`, which waits for texts.
 
-    def __init__(self, name: str, release: Path) -> None:
+    ROWS is how many texts it takes at once.
+    """
+
+    def __init__(self, name: str, release: Path, batch_rows: int = 32) -> None:
         self.name = name
-        command = [sys.executable, "-m", "tests.benchmarks.contestants", name, str(release)]
+        command = [sys.executable, "-m", "tests.benchmarks.contestants", name, str(release), str(batch_rows)]
         self._process = subprocess.Popen(
             command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -237,7 +240,7 @@ def wait_until_ready(process: "subprocess.Popen[Any]", url: str, log: Path) -> N
     raise SystemExit(f"{url} does not answer:\n{log.read_text()[-3000:]}")
 
 
-def _pipeline(release: Path) -> Any:
+def _pipeline(release: Path, batch_rows: int) -> Any:
     """transformers' pipeline over the checkpoint that the release was exported from, as its documentation has it."""
     import torch
     from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, pipeline
@@ -249,11 +252,11 @@ def _pipeline(release: Path) -> Any:
         tokenizer_file=str(release / "tokenizer.json"), pad_token="[PAD]", model_max_length=facts["max_tokens"]
     )
     asked = pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu")
-    return lambda texts: [answer["label"] for answer in asked(texts, batch_size=32, truncation=True)]
+    return lambda texts: [answer["label"] for answer in asked(texts, batch_size=batch_rows, truncation=True)]
 
 
-def _onnxruntime(release: Path) -> Any:
-    """ONNX Runtime alone: all texts tokenized and sorted by length, and cut into batches of 32."""
+def _onnxruntime(release: Path, batch_rows: int) -> Any:
+    """ONNX Runtime alone: all texts tokenized and sorted by length, and cut into batches."""
     import polars as pl
 
     from tasks.runtime import load_runtime
@@ -262,15 +265,15 @@ def _onnxruntime(release: Path) -> Any:
 
     def answer(texts: list[str]) -> list[str]:
         rows = pl.DataFrame({"id": list(map(str, range(len(texts)))), "text": texts})
-        logits = runtime.outputs(rows, batch_size=32)["logits"]
+        logits = runtime.outputs(rows, batch_size=batch_rows)["logits"]
         return [runtime.signature["labels"][number] for number in logits.argmax(axis=1)]
 
     return answer
 
 
-def main(name: str, release: str) -> None:
+def main(name: str, release: str, batch_rows: str) -> None:
     """A worker: a list of texts on each line of standard input, and on its output what a pass over them took."""
-    answer = {"pipeline": _pipeline, "onnxruntime": _onnxruntime}[name](Path(release))
+    answer = {"pipeline": _pipeline, "onnxruntime": _onnxruntime}[name](Path(release), int(batch_rows))
     for line in sys.stdin:
         texts = json.loads(line)
         wall, cpu = time.perf_counter(), time.process_time()
