@@ -27,6 +27,7 @@ _NUM_STRETCHES = 48
 _MOST_EVENTS = 24
 _MOST_ROWS = 8
 _MOST_WINDOWS = 48
+_MOST_SLICES = 4
 
 _WORDS = {
     "promoted": "promoted",
@@ -83,6 +84,17 @@ class Drift:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """The newest challenger that was compared with a champion, on held-out rows that neither had learned from."""
+
+    name: str  # as in Happened
+    champion: str  # its tag
+    metric: str
+    higher_is_better: bool
+    parts: Sequence[Mapping[str, Any]]  # all rows, then the slices that changed most, as tasks/gate_report.py has them
+
+
+@dataclass(frozen=True)
 class LiveModel:
     """One model as it is served now."""
 
@@ -90,6 +102,7 @@ class LiveModel:
     trouble: str
     history: Markup
     happened: Sequence[Happened]
+    compared: Compared | None
     num_answers: int
     traffic: Markup
     latency: Markup
@@ -111,6 +124,7 @@ def live_model(
         trouble=trouble,
         history=_history(every[-_MOST_EVENTS:]),
         happened=every[::-1][:_MOST_ROWS],
+        compared=newest_comparison(home, model),
         num_answers=sum(one.num_answers for one in found),
         traffic=bars([Bar(one.num_answers, _told(one, "answers")) for one in found], "Answers each half hour"),
         latency=bars([Bar(one.p99_ms or 0.0, _told(one, "latency")) for one in found], "Latency, p99 in ms"),
@@ -119,6 +133,27 @@ def live_model(
         inputs=inputs,
         explains=explains,
     )
+
+
+def newest_comparison(home: Path, model: str) -> Compared | None:
+    """What the gate saw when it last held two versions beside each other; None where it never did."""
+    numbers = {version.commit: version.number for version in versions(home, model)}
+    for decision in reversed(decisions(home, model)):
+        report = told_at(home, decision["commit"], model, by="gate")
+        found = report.get("comparison")
+        # A release that its floors refuse never comes to the gate: its commit has the report of one before it.
+        if not found or report["challenger"]["version"] != decision.get("challenger"):
+            continue
+        known = [part for part in found["slices"] if part["difference"]]
+        most = sorted(known, key=lambda part: -abs(part["difference"]["value"]))[:_MOST_SLICES]
+        return Compared(
+            numbers.get(decision["commit"], str(decision["challenger"])),
+            report["champion"]["tag"],
+            report["metric"],
+            report["higher_is_better"],
+            [{**found, "slice": "all", "value": "rows"}, *most],
+        )
+    return None
 
 
 def _drift(root: Path, model: str) -> Drift | None:

@@ -188,9 +188,9 @@ def spoken(metric: Mapping[str, Any]) -> str:
     return f"{metric['name']} {metric['value']:.3f} ({metric['low']:.3f} to {metric['high']:.3f})"
 
 
-def told_at(root: Path, commit: str, model: str) -> Mapping[str, Any]:
-    """What `deploy` reported of the release of a commit; empty where it has no such report."""
-    report = Paths(model).report("deploy").as_posix()
+def told_at(root: Path, commit: str, model: str, by: str = "deploy") -> Mapping[str, Any]:
+    """What `deploy`, or another, reported of the release of a commit; empty where it has no such report."""
+    report = Paths(model).report(by).as_posix()
     try:
         found = json.loads(attempt(root, "cat-file", "blob", f"{commit}:{report}").stdout)
     except ValueError:

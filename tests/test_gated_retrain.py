@@ -1,17 +1,20 @@
 """A retrain with its real gate, night after night: worse, better, worse again."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from flows.git import LIVE, git
-from flows.registry import champion, decisions
+from flows.portal import add_portal
+from flows.registry import champion, decisions, record_decision
 from flows.retrain import retrain
 from tasks.release import Release
 from tasks.shards import write_text
 from tests.conftest import Line
+from tests.model_server import running
 from tests.test_gating import better, sealed, upside_down  # noqa: F401
 from tests.test_retrain import MAKE, STAGES, arrive, toy  # noqa: F401
 
@@ -62,3 +65,21 @@ def test_night_after_night_only_the_better_one_takes_over_and_each_look_is_paid_
     assert made[1]["test_set"] == made[2]["test_set"] == kept["test_set"]["name"]
     assert made[2]["measured"]["latency_ms"]["challenger"]["p50"] > 0
     assert list((repository / ".mill/retrain/reports/films").glob("*/gate.html"))
+
+    # The last one was kept out, and the page tells of it; a fourth that its floors refuse leaves that as it is.
+    found = kept["comparison"]
+    for _ in ("kept", "refused"):
+        page = live_page_of(repository)
+        [table] = re.findall(r'<table class="compared">.*?</table>', page, re.S)
+        rows = re.findall(r'<td class="number">(\d+)</td>\s*<td class="number">(\S+) → (\S+)</td>', table)
+        assert rows[0] == (f"{found['rows']}", f"{found['champion']:.3f}", f"{found['challenger']:.3f}")
+        biggest = max(found["slices"], key=lambda part: abs(part["difference"]["value"]))
+        assert rows[1] == (f"{biggest['rows']}", f"{biggest['champion']:.3f}", f"{biggest['challenger']:.3f}")
+        assert "of films@v1.1.0 and of" in page
+        refused = {"model": "films", "verdict": "keep", "sentence": "Below its floor.", "challenger": "0" * 12}
+        record_decision(repository, third.commit, refused)
+
+
+def live_page_of(root: Path) -> str:
+    with running(root, also=lambda app: add_portal(app, root, app.state.service)) as server:
+        return server.client.get("/reports/").text

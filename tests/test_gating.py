@@ -163,6 +163,10 @@ def test_a_better_challenger_is_promoted_until_the_test_set_is_worn_out(reposito
     page = paths.page("gate").read_text()
     assert "<h1>Promote</h1>" in page
     assert page.count('class="quote"') == 12
+    for part in first["comparison"]["slices"]:
+        assert f"{part['rows']} rows, {part['champion']:.3f} → {part['challenger']:.3f}</span></th>" in page
+        assert f'<td class="number wide">{part["challenger"]:.3f}</td>' in page
+    assert len(first["comparison"]["slices"]) == 4
     assert not (paths.root / ".mill/gate").exists()
     second = decided(repository, paths)
     assert (second["verdict"], second["alpha_spent"], second["comparison"]) == ("ask", 0, None)
