@@ -12,20 +12,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import polars as pl
 
 from flows.as_flow import as_flow
 from flows.follow_up import follow_up
-from flows.monitor_findings import find
+from flows.monitor_findings import find, requests_of
 from flows.monitor_page import write_page
 from flows.monitored import RECORD, Memory, Progress, Watched
 from flows.params import Monitor, flows_of, load_flows
 from flows.serve import journal_url
 from flows.store import current, version_folder
 from tasks.errors import MillError, ParamsError, ReleaseError
+from tasks.health import failures
 from tasks.monitor import ALARM, Judged, Subject, judge_window, open_subject, sentence
 from tasks.monitor_report import drop_snapshot, keep_snapshot, make_report, save_report
+from tasks.quality import right_where_labelled
 from tasks.release import Release, read_release
 from tasks.shards import write_json
 from tasks.windows import Window, Windows, cut, open_windows
@@ -126,12 +127,15 @@ class _Look:
     watched: Watched
     journal: Windows
     say: Say
+    failures: Mapping[str, float] | None = None  # requests since the look before; None where no server tells
 
     def run(self) -> Looked:
         live = current(self.model, self.root)
         if live is None:
             raise ReleaseError(f"No version of {self.model} is in use, so nothing is watched. `mill run {self.model}`.")
         before = self.watched.read()
+        server = requests_of(self.root, self.model)
+        self.failures = failures(before.server, server)
         subjects = {live.version: open_subject(live)}
         pending = self.journal.pending(before.settled, time.time_ns() // 1000)
         memory = before
@@ -139,6 +143,7 @@ class _Look:
             numbers = pending.filter(pl.col("version") == version)["seq"].to_numpy()
             memory = self._look_at(memory, version, numbers, live, subjects)
         memory = self._settled(memory, pending, live)
+        memory = replace(memory, server=server if server is not None else before.server)
         self.watched.write(memory)
         for number in self.watched.drop_old(memory, self.params.keep_pages):
             drop_snapshot(self._workspace, self.model, number)
@@ -193,30 +198,19 @@ class _Look:
 
     def _keep(self, number: int, judged: Judged, subject: Subject, rows: pl.DataFrame) -> None:
         looked_at = rows.filter(pl.col("id").is_in(judged.described["id"].implode()))
+        labels = self.journal.labels_of(subject.version, rows["seq"][0], rows["seq"][-1])
         snapshot = make_report(
             subject,
             judged,
             looked_at["latency_ms"].to_list(),
-            self._right(subject, judged),
+            right_where_labelled(looked_at, labels, subject.runtime.signature, subject.runtime.problem),
+            self.failures,
             f"{self.model} window {number}",
         )
         keep_snapshot(snapshot, self._workspace, self.model, number)
         with self.watched.new_window(number) as folder:
             save_report(snapshot, folder)
             write_json(folder / RECORD, {"number": number, "model": self.model, **judged.record})
-
-    def _right(self, subject: Subject, judged: Judged) -> Any:
-        """1 where a label says that the answer is right, 0 where it is wrong, NaN where nobody has said so yet."""
-        right = np.full(len(judged.described), np.nan)
-        problem = subject.runtime.problem
-        if problem.label is None or "label" not in judged.described.columns:
-            return right
-        known = self.journal.labels_of(subject.version, judged.record["first"]["seq"], judged.record["last"]["seq"])
-        said = dict(known.select("id", known["label_json"].str.json_path_match(f"$.{problem.label}")).iter_rows())
-        for place, (row_id, answered) in enumerate(judged.described.select("id", "label").iter_rows()):
-            if said.get(row_id) is not None:
-                right[place] = float(said[row_id] == answered)
-        return right
 
     def _settled(self, memory: Memory, pending: pl.DataFrame, live: Release) -> Memory:
         """Up to where nothing is left to look at: what a version that is out of use has left over is too little."""
@@ -243,10 +237,10 @@ class _Look:
             told = f"{self.model}: not enough predictions: {waiting} of {self.params.window}."
         else:
             told = f"{sentence(self.model, last, self.params)} {waiting} of {self.params.window} of the next are there."
-        findings = find(self.root, self.model, self.journal, subject, memory.server, last)
+        findings = find(self.journal, subject, self.failures, last)
         about = (self.root, self.model, self.params, self.watched, self.journal)
         followed = follow_up(*about, memory, subject, last, findings.num_labels, told)
-        self.watched.write(replace(memory, server=findings.server, told=followed.told))
+        self.watched.write(replace(memory, told=followed.told))
         page = write_page(*about, subject, told, history, waiting, findings, followed)
         tests = last["tests"] if last else ()
         return Looked(last["verdict"] if last else WAITING, told, followed.sentences, tests, num_windows, page)

@@ -8,7 +8,6 @@ from typing import Any
 
 from flows.params import load_flows
 from flows.up import running
-from tasks.health import failures
 from tasks.monitor import Subject
 from tasks.quality import compared_shadow, measured_quality, selection
 from tasks.windows import Windows
@@ -27,30 +26,25 @@ class Findings:
     quality: Mapping[str, Any]
     selection: Mapping[str, float] | None
     shadow: Mapping[str, Any] | None
-    server: Mapping[str, float] | None  # counters of the running server
-    failures: Mapping[str, float] | None  # since the last look
+    failures: Mapping[str, float] | None  # requests since the last look; tasks/health.py
 
 
 def find(
-    root: Path,
-    model: str,
     journal: Windows,
     subject: Subject,
-    counted: Mapping[str, float] | None,
+    failures: Mapping[str, float] | None,
     last: Mapping[str, Any] | None,
 ) -> Findings:
-    """Ask the journal and the running server. `counted` are the server's counters at the look before."""
+    """Ask the journal."""
     problem, signature = subject.runtime.problem, subject.runtime.signature
     labelled = journal.labelled(subject.version, subject.inputs, subject.answer, _MOST_LABELS)
     shadows = journal.shadows(subject.version, subject.answer, _MOST_SHADOWS)
-    server = requests_of(root, model)
     return Findings(
         num_labels=journal.num_labelled(subject.version),
         quality=measured_quality(labelled, signature, problem, subject.evaluate, subject.release.manifest["metrics"]),
         selection=selection(labelled, last["mean_confidence"] if last else None),
         shadow=compared_shadow(shadows, signature, problem),
-        server=server if server is not None else counted,
-        failures=failures(counted, server),
+        failures=failures,
     )
 
 

@@ -6,30 +6,40 @@ from typing import Any
 import polars as pl
 
 _QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+_MISSING = "missing_"
 
 
-def data_health(
-    rows: pl.DataFrame, described: pl.DataFrame, reference: pl.DataFrame, inputs: Mapping[str, pl.DataType]
-) -> dict[str, Any]:
-    """Shares of a window's rows.
+def faults(rows: pl.DataFrame, described: pl.DataFrame, inputs: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    """What is wrong with each of a window's rows, as bools.
 
-    `missing` inputs by name, null or blank; `repeated` inputs that the window has had before; `redacted` texts;
-    `outside` of what the reference's held-out rows have, by descriptor; answers `without_confidence`; rows
-    `without_embedding`. `described` are the descriptors of the same rows.
+    `missing_<input>`, null or blank; `repeated`, inputs that the window has had before; `redacted`;
+    `without_embedding`; an answer `without_confidence`. `described` are the descriptors of the same rows.
     """
-    shares: dict[str, Any] = {
-        "rows": len(rows),
-        "missing": {name: _share(rows, _is_missing(name, kind)) for name, kind in inputs.items()},
-        "repeated": _share(rows, ~pl.struct(inputs.keys()).is_first_distinct()) if inputs else 0.0,
-        "outside": _outside(described, reference),
-        "without_embedding": _share(rows, ~pl.col("has_embedding")),
-    }
-    if "num_redacted" in described.columns:
-        shares["redacted"] = _share(described, pl.col("num_redacted") > 0)
+    looks = {f"{_MISSING}{name}": _is_missing(name, kind) for name, kind in inputs.items()}
+    looks["repeated"] = ~pl.struct(inputs.keys()).is_first_distinct() if inputs else pl.lit(value=False)
+    looks["without_embedding"] = ~pl.col("has_embedding")
     if "probability" in rows.columns:
         sure = pl.col("probability")
-        shares["without_confidence"] = _share(rows, sure.is_null() | sure.is_nan() | (sure < 0) | (sure > 1))
-    return shares
+        looks["without_confidence"] = sure.is_null() | sure.is_nan() | (sure < 0) | (sure > 1)
+    found = rows.select(look.fill_null(value=False).alias(name) for name, look in looks.items())
+    if "num_redacted" in described.columns:
+        found = found.with_columns(redacted=described["num_redacted"] > 0)
+    return found
+
+
+def data_health(found: pl.DataFrame, described: pl.DataFrame, reference: pl.DataFrame) -> dict[str, Any]:
+    """The shares of rows with each of `faults`, those of missing inputs by name; and of `rows`, how many there are.
+
+    Besides, the shares `outside` of what the reference's held-out rows have, by descriptor.
+    """
+    shares = {name: _share(found, pl.col(name)) for name in found.columns}
+    missing = {name: share for name, share in shares.items() if name.startswith(_MISSING)}
+    return {
+        "rows": len(found),
+        "missing": {name.removeprefix(_MISSING): share for name, share in missing.items()},
+        "outside": _outside(described, reference),
+        **{name: share for name, share in shares.items() if name not in missing},
+    }
 
 
 def latency(rows: pl.DataFrame) -> dict[str, float]:

@@ -19,7 +19,7 @@ from tasks.confidence import estimated_accuracy
 from tasks.descriptors import describe, families
 from tasks.drift import Reference, Sample, evenly, in_words
 from tasks.examples import driving_rows
-from tasks.health import data_health, latency
+from tasks.health import data_health, faults, latency
 from tasks.params import Evaluate
 from tasks.release import REFERENCE, Release
 from tasks.runtime import Runtime, load_runtime
@@ -73,6 +73,7 @@ class Judged:
 
     record: dict[str, Any]
     described: pl.DataFrame  # descriptors and answers of the rows looked at
+    faults: pl.DataFrame  # of the same rows; tasks/health.py
     sample: Sample
 
     @property
@@ -94,7 +95,8 @@ def judge_window(
     `streak` is how many windows before this one have drifted without a break. `cache` keeps calibrations.
     """
     looked_at, size = size_looked_at(len(rows), params.window, len(subject.held_out))
-    chosen = rows[evenly(len(rows), looked_at)]
+    places = evenly(len(rows), looked_at)
+    chosen = rows[places]
     answers = subject.runtime.problem.watched(chosen.select(subject.answer.keys()))
     described = pl.concat([describe(chosen, subject.runtime), answers], how="horizontal")
     sample = subject.reference.sample_of(described, _embeddings_of(chosen, embeddings))
@@ -113,6 +115,7 @@ def judge_window(
     repeated = ~chosen.select(pl.struct(subject.inputs.keys()).is_first_distinct()).to_series().to_numpy()
     examples = driving_rows(subject.reference, sample, drifted, repeated, NUM_EXAMPLES)
     all_described = described if looked_at == len(rows) else subject.runtime.problem.descriptors(rows)
+    found = faults(rows, all_described, subject.inputs)
     record = {
         "version": subject.version,
         "rows": len(rows),
@@ -126,11 +129,10 @@ def judge_window(
         "examples": [{"id": chosen["id"][row["place"]], "why": row["why"]} for row in examples.iter_rows(named=True)],
         "estimate": estimate(subject, rows),
         "mean_confidence": _mean(rows, "probability") if "probability" in rows.columns else None,
-        "health": data_health(rows, all_described, subject.held_out, subject.inputs)
-        | {"truncated": _mean(described, "truncated")},
+        "health": data_health(found, all_described, subject.held_out) | {"truncated": _mean(described, "truncated")},
         "latency_ms": latency(rows),
     }
-    return Judged(record, described, sample)
+    return Judged(record, described, found[places], sample)
 
 
 def verdict(streak: int, persistence: int) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from tasks.drift import DISTANCE, Reference, Sample, kolmogorov_smirnov, rounded, total_variation
@@ -35,9 +36,18 @@ _LATENCY, _SURE, _RIGHT = "latency_ms", "probably_right", "right"
 
 
 def make_report(
-    subject: Subject, judged: Judged, latency_ms: Sequence[float], right: NDArray[np.float64], name: str
+    subject: Subject,
+    judged: Judged,
+    latency_ms: Sequence[float],
+    right: NDArray[np.float64],
+    failures: Mapping[str, float] | None,
+    name: str,
 ) -> "Snapshot":
-    """The report of a window. `latency_ms` and `right` (1, 0, or NaN without a label) are of the rows looked at."""
+    """The report of a window. `latency_ms` and `right` (1, 0, or NaN without a label) are of the rows looked at.
+
+    `failures` of requests are the server's since the last look. Evidently measures columns of rows, and a request that
+    failed has left none: so these go into the snapshot's metadata.
+    """
     _import_evidently()
     from evidently import DataDefinition, Dataset, Report
 
@@ -49,7 +59,8 @@ def make_report(
     measured = {
         _LATENCY: np.asarray(latency_ms, dtype=np.float64),
         **({_SURE: _surer(subject, judged)} if judged.record["estimate"] else {}),
-        **({_RIGHT: right} if np.isfinite(right).any() else {}),
+        _RIGHT: right,
+        **{fault: judged.faults[fault].cast(pl.Float64).to_numpy() for fault in judged.faults.columns},
     }
     numbers = [column for column in current if kinds.get(column, "number") == "number"]
     definition = DataDefinition(
@@ -68,14 +79,19 @@ def make_report(
             timestamp=last,
             name=name,
             tags=[record["verdict"], record["version"]],
-            metadata={key: str(record[key]) for key in ("version", "verdict", "streak", "rows", "looked_at")},
+            metadata={
+                **{key: str(record[key]) for key in ("version", "verdict", "streak", "rows", "looked_at")},
+                "labels": str(int(np.isfinite(right).sum())),
+                **{f"since_last_look_{key}": f"{value:g}" for key, value in (failures or {}).items()},
+            },
         )
 
 
 def save_report(snapshot: "Snapshot", folder: Path) -> None:
-    """The report's page and its figures."""
+    """The report's page and its figures, these with the metadata."""
     write_text(folder / HTML, snapshot.get_html_str(as_iframe=False))
-    write_json(folder / JSON, _without_nan(json.loads(snapshot.json())))
+    figures = json.loads(snapshot.json()) | {"metadata": dict(snapshot.to_snapshot_model().metadata)}
+    write_json(folder / JSON, _without_nan(figures))
 
 
 def keep_snapshot(snapshot: "Snapshot", workspace: Path, model: str, number: int) -> None:
@@ -144,12 +160,14 @@ def _metrics(judged: Judged, subject: Subject, columns: set[str], axes: list[str
 
 
 def _measures(measured: Mapping[str, Any]) -> Iterator["MetricOrContainer"]:
-    from evidently.metrics import MeanValue, QuantileValue
+    from evidently.metrics import InRangeValueCount, MeanValue, QuantileValue
 
     for quantile in (0.5, 0.99):
         yield QuantileValue(column=_LATENCY, quantile=quantile, tests=[])
-    for name in (_SURE, _RIGHT):
-        if name in measured:
+    # How many labels the share of right answers rests on: the values that are there.
+    yield InRangeValueCount(column=_RIGHT, left=0, right=1, tests=[])
+    for name in measured:
+        if name != _LATENCY and np.isfinite(measured[name]).any():
             yield MeanValue(column=name, tests=[])
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from tasks.judgement import Answers, judge, mcnemar
 from tasks.labels import read_labels, targets_of
@@ -59,14 +60,14 @@ def selection(labelled: pl.DataFrame, mean_confidence: float | None) -> dict[str
 def compared_shadow(shadows: pl.DataFrame, signature: Signature, problem: Problem) -> dict[str, Any] | None:
     """The newest challenger's unseen answers beside those that were given; None where there are none.
 
-    `agree` is the share of rows with the same answer. Where labels have come, how often each is right, and McNemar's
-    exact test of the difference.
+    `agree` is the share of rows with the same answer, as the problem counts it. Where labels have come, how often each
+    is right, and McNemar's exact test of the difference.
     """
-    if shadows.is_empty() or "label" not in shadows.columns:
+    if shadows.is_empty():
         return None
     newest = shadows["challenger"][0]
     rows = shadows.filter(pl.col("challenger") == newest)
-    same = (rows["label"] == rows["shadow.label"]).to_numpy()
+    same = problem.agree(rows, _of_shadow(rows)).to_numpy()
     found: dict[str, Any] = {
         "challenger": newest,
         "rows": len(rows),
@@ -77,16 +78,37 @@ def compared_shadow(shadows: pl.DataFrame, signature: Signature, problem: Proble
     truth = targets(labelled, problem)
     known = _known(truth, signature, problem)
     truth, labelled = truth.filter(known), labelled.filter(known)
-    if labelled.is_empty() or problem.label is None:
+    if labelled.is_empty():
         return found
-    actual = truth[problem.label]
-    right, shadow_right = (labelled["label"] == actual).to_numpy(), (labelled["shadow.label"] == actual).to_numpy()
+    right, shadow_right = (problem.agree(side, truth).to_numpy() for side in (labelled, _of_shadow(labelled)))
     return found | {
         "labels": len(labelled),
         "accuracy": round(float(right.mean()), 6),
         "challenger_accuracy": round(float(shadow_right.mean()), 6),
         "mcnemar": mcnemar(shadow_right, right),
     }
+
+
+def right_where_labelled(
+    rows: pl.DataFrame, labels: pl.DataFrame, signature: Signature, problem: Problem
+) -> NDArray[np.float64]:
+    """1 where a label says that the answer is right, 0 where it is wrong, NaN where nobody has said so yet: by row.
+
+    `labels` has `id` and `label_json`. A label that the model does not have says nothing.
+    """
+    labelled = rows.join(labels, on="id", maintain_order="left")
+    truth = targets(labelled, problem)
+    known = _known(truth, signature, problem)
+    agreed = problem.agree(labelled.filter(known), truth.filter(known)).cast(pl.Float64)
+    said = pl.DataFrame({"id": labelled.filter(known)["id"], "right": agreed})
+    return (
+        rows.select("id").join(said, on="id", how="left", maintain_order="left")["right"].fill_null(np.nan).to_numpy()
+    )
+
+
+def _of_shadow(rows: pl.DataFrame) -> pl.DataFrame:
+    """The challenger's answers, under their own names."""
+    return rows.select(pl.col("^shadow\\..*$").name.map(lambda name: name.removeprefix("shadow.")))
 
 
 def targets(labelled: pl.DataFrame, problem: Problem) -> pl.DataFrame:

@@ -211,6 +211,47 @@ def test_evidently_says_the_same_in_html_in_json_and_in_its_workspace(world, usu
     assert {tag for run in runs for tag in run.tags} == {"ok", "watch", world.releases["one"].version}
 
 
+def test_evidently_says_how_many_labels_right_answers_rest_on_what_is_wrong_with_rows_and_how_requests_ended(
+    world, usual
+):
+    asked = world.ask([*usual(WINDOW - 4), " ", "an echo", "an echo", "mail x@example.org now"])
+    truth = dict.fromkeys(asked[:9], "positive")
+    world.label({**truth, asked[9]: "no label of this model"})
+    with running(world.root) as server:
+        params = read_json(world.root / "params.yaml")
+        params["flows"]["serve"]["port"] = int(server.url.rpartition(":")[2])
+        write_json(world.root / "params.yaml", params)
+        assert server.predict({"text": "fine"}, MODEL).status_code == 200
+        look(world)
+    window = Watched(world.root, MODEL).window(1)
+    report = read_json(window / "evidently.json")
+    found = {(one["metric_name"].partition("(")[0], one["config"].get("column")): one for one in report["metrics"]}
+    shares = {column: one["value"] for (name, column), one in found.items() if name == "MeanValue"}
+    journal = open_journal(world.journal_url)
+    answers = [journal.find(one)["answer"]["label"] for one in asked[:9]]
+    journal.close()
+    assert found["InRangeValueCount", "right"]["value"]["count"] == 9
+    assert shares.pop("right") == pytest.approx(answers.count("positive") / 9)
+    [health] = [one["health"] for one in records(world)]
+    assert shares.pop("probably_right") > 0
+    assert shares == {
+        "missing_text": 1 / WINDOW,
+        "repeated": health["repeated"],
+        "redacted": 1 / WINDOW,
+        "without_embedding": 1 / WINDOW,  # what is blank has no answer
+        "without_confidence": 1 / WINDOW,
+    }
+    assert health["repeated"] >= 1 / WINDOW
+    assert report["metadata"]["labels"] == "9"
+    assert report["metadata"]["since_last_look_requests"] == "1"
+    assert report["metadata"]["since_last_look_error_rate"] == "0"
+    html = (window / "evidently.html").read_text()
+    for name in ("missing_text", "repeated", "redacted", "without_confidence", "latency_ms"):
+        assert name in html, name
+    [snapshot] = (world.root / ".mill" / "evidently").glob("*/snapshots/*.json")
+    assert read_json(snapshot)["metadata"] == report["metadata"]
+
+
 def test_a_shift_too_small_to_matter_is_no_drift_however_many_rows_show_it(world, usual, tmp_path):
     world.ask([*usual(195), *ODD[:5]])
     subject = open_subject(world.releases["one"])

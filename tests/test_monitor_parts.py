@@ -11,7 +11,7 @@ from tasks.confidence import estimated_accuracy
 from tasks.descriptors import EMBEDDING, INPUTS
 from tasks.drift import Reference
 from tasks.examples import driving_rows
-from tasks.health import data_health, failures, latency
+from tasks.health import data_health, failures, faults, latency
 from tasks.labelling import CHANCE, UNLIKE, UNSURE, worth_labelling
 
 
@@ -67,7 +67,7 @@ def test_health_counts_what_is_wrong_with_the_rows() -> None:
     rows = rows_of(["a", "a", " ", None], probability=[0.5, None, float("nan"), 1.5], latency_ms=[1.0, 2.0, 3.0, 40.0])
     described = pl.DataFrame({"num_chars": [1, 1, 900, 0], "num_redacted": [0, 2, 0, 0]})
     reference = pl.DataFrame({"num_chars": [1, 50], "num_redacted": [0, 2]})
-    found = data_health(rows, described, reference, {"text": pl.String()})
+    found = data_health(faults(rows, described, {"text": pl.String()}), described, reference)
     assert found == {
         "rows": 4,
         "missing": {"text": 0.5},

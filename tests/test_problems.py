@@ -173,6 +173,19 @@ def test_what_is_watched_of_answers_is_no_text_and_says_how_sure_they_are(
             assert not texts & set(column)
 
 
+def test_answers_agree_with_themselves_and_with_the_targets_where_they_are_right(
+    problem: Problem, signature: Any, baselines: dict[str, pl.DataFrame]
+) -> None:
+    rows = problem.examples()
+    for answers in baselines.values():
+        assert problem.agree(answers, answers).all()
+        right = problem.agree(answers, rows)
+        assert right.equals(problem.score(rows, answers, signature)["correct"], check_names=False)
+        assert len(right) == len(rows)
+        silent = answers.clear(len(answers))
+        assert not problem.agree(silent, silent).any(), "nulls agree with nothing"
+
+
 def test_rows_that_were_tidy_stay_as_they_are(problem: Problem) -> None:
     rows = problem.examples()
     realigned, reasons = problem.realign(rows, rows)

@@ -121,6 +121,13 @@ class Problem(Protocol):
         """What of each answer the monitor compares: numbers and kinds, but no text."""
         ...
 
+    def agree(self, answers: pl.DataFrame, others: pl.DataFrame) -> pl.Series:
+        """Per row, whether both answer the same; where `others` are rows with their targets, whether that is right.
+
+        Never where either says nothing, null.
+        """
+        ...
+
     def score(self, rows: pl.DataFrame, answers: pl.DataFrame, signature: Signature) -> pl.DataFrame:
         """Per row and in order: `id`, and a number or bool for every way in which the answer can be judged alone."""
         ...

@@ -213,6 +213,10 @@ class QuestionAnswering:
             probability="probability",
         )
 
+    def agree(self, answers: pl.DataFrame, others: pl.DataFrame) -> pl.Series:
+        pairs = zip(answers["answer"], others["answer"], strict=True)
+        return pl.Series([None not in pair and exact_match(*pair) for pair in pairs], dtype=pl.Boolean)
+
     def score(self, rows: pl.DataFrame, answers: pl.DataFrame, signature: Signature) -> pl.DataFrame:
         scored = [
             (exact_match(right, given), f1(right, given), (right == _NO_ANSWER) == (given == _NO_ANSWER))

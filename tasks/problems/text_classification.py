@@ -110,6 +110,9 @@ class TextClassification:
     def watched(self, answers: pl.DataFrame) -> pl.DataFrame:
         return answers
 
+    def agree(self, answers: pl.DataFrame, others: pl.DataFrame) -> pl.Series:
+        return (answers["label"] == others["label"]).fill_null(value=False)
+
     def calibrate(self, outputs: Arrays, encoded: pl.DataFrame, signature: Signature) -> dict[str, float]:
         return {"temperature": _classification.fit_temperature(outputs["logits"], encoded["label"].to_numpy())}
 
