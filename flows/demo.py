@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -20,22 +19,23 @@ import httpx
 import polars as pl
 
 from flows.child import path_of_commands
-from flows.git import git
+from flows.demo_clone import MODEL, prepare
 from flows.landing import PROMOTE
+from flows.live_page import newest_comparison
 from flows.monitor import ALARMED, DONE
 from flows.registry import Version, champion, decisions
 from flows.up import running
 from flows.worktree import home_of
 from tasks.errors import MillError
+from tasks.pages import figure
 from tasks.paired import Discordance
 from tasks.paths import Paths
 from tasks.shards import read_rows
 
-MODEL = "reviews"
-
 _SAMPLE = Path("data/samples/reviews.parquet")
 _HELD_OUT, _AT_FIRST, _IN_A_REQUEST = 1000, 300, 50
 _LEARNED_WITHIN_SECONDS = 1800
+_MOST_MINUTES = 15
 _POLL_SECONDS = 2
 _WIDTH, _HEIGHT = 1200, 1700
 
@@ -62,6 +62,7 @@ class Demo:
         self._run("dvc", "checkout", "-q", str(Paths(MODEL).clean))
         with self._up():
             self._live()
+            _say(f"Took {self._clock()}, of {_MOST_MINUTES} minutes at most on two cores.")
             if stay:
                 _say("It goes on until Ctrl-C.")
                 with contextlib.suppress(KeyboardInterrupt):
@@ -95,7 +96,8 @@ class Demo:
         _say(f"\nRows that nothing was trained on, {first.tag} → {second.tag}:")
         self._compare("film reviews", before[0], self._scored(films, "films-after"))
         self._compare("tweets", before[1], self._scored(unseen, "tweets-after"))
-        _say(f"Took {self._clock()}. {self._portal} shows it; so does `mill up` in {self.root}.")
+        self._say_what_the_portal_shows()
+        _say(f"It is at {self._portal}, and after this `mill up` in {self.root} shows it.")
 
     def _films(self) -> pl.DataFrame:
         rows = read_rows(self.root / Paths(MODEL).clean).filter(pl.col("split") == "test")
@@ -198,6 +200,17 @@ class Demo:
             f"difference {found.effect:+.3f} ({low:+.3f} to {high:+.3f})"
         )
 
+    def _say_what_the_portal_shows(self) -> None:
+        """Before and after as the gate saw it, on its own held-out rows, for those who look at the page."""
+        found = newest_comparison(self.root, MODEL)
+        page = httpx.get(self._portal).raise_for_status().text
+        for part in found.parts if found else ():
+            values = f"{figure(part['champion'])} → {figure(part['challenger'])}"
+            if (part["slice"], part["value"]) == ("domain", "tweets") and values in page:
+                _say(f"The portal shows tweets {values} of {part['rows']:,} rows that the gate decided by.")
+                return
+        raise DemoError(f"{self._portal} does not show what became of tweets.")
+
     def _picture(self, name: str, page: str = "") -> None:
         """Of a page, where pictures are wanted."""
         if self.screens is None:
@@ -245,54 +258,10 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def prepare(home: Path, folder: Path) -> Path:
-    """A clone of what is committed here, with the parameters of the demonstration; its path."""
-    root = folder / "repository"
-    if root.exists():
-        subprocess.run([sys.executable, "-m", "flows.cli", "down"], cwd=root, check=True)
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    git(home, "clone", "-q", str(home), str(root))
-    git(root, "checkout", "-q", "-B", "main")
-    git(root, "remote", "remove", "origin")
-    git(root, "config", "user.name", "modelmill")
-    git(root, "config", "user.email", "demo@localhost")
-    _change_params(root / "params.yaml")
-    git(root, "commit", "-qam", "Learn from labelled predictions, and look only when asked")
-    return root
-
-
-def _change_params(file: Path) -> None:
-    from ruamel.yaml import YAML
-
-    yaml = YAML()
-    params = yaml.load(file.read_text(encoding="utf-8"))
-    model, flows = params["models"][MODEL], params["flows"]
-    # The domain of a row, so that the gate and the evaluation tell how each fares. It is that of the labelled rows.
-    model["collect"]["columns"]["domain"] = "domain"
-    columns = {"id": "id", "text": "text", "label": "label", "domain": "'tweets'"}
-    model["feedback"] = {"model": MODEL, "url": None, "where": None, "rows_per_shard": 50000, "columns": columns}
-    model["evaluate"]["slices"].append("domain")
-    model["train"]["epochs"] = 1  # as good as two for this, and two cores are slow
-    ours = flows["models"][MODEL]
-    ours["retrain"] |= {"cron": "0 3 1 1 *", "silence_hours": 9000, "cool_down_hours": 0}
-    ours["monitor"] |= {"cron": "0 3 1 1 *", "silence_hours": 9000}
-    for name in ("server", "serve", "evidently"):
-        flows[name]["port"] = _free_port()
-    with file.open("w", encoding="utf-8") as unfinished:
-        yaml.dump(params, unfinished)
-
-
 def _mixed(films: pl.DataFrame, tweets: pl.DataFrame) -> pl.DataFrame:
     """Film reviews and tweets about as the second version has seen them: one tweet to three reviews, in some order."""
     both = pl.concat([films.head(3 * len(tweets)), tweets])
     return both.sample(fraction=1, seed=1, shuffle=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def main() -> int:

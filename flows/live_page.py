@@ -144,7 +144,7 @@ def newest_comparison(home: Path, model: str) -> Compared | None:
         # A release that its floors refuse never comes to the gate: its commit has the report of one before it.
         if not found or report["challenger"]["version"] != decision.get("challenger"):
             continue
-        known = [part for part in found["slices"] if part["difference"]]
+        known = [part for part in found["slices"] if (part["difference"] or {}).get("value") is not None]
         most = sorted(known, key=lambda part: -abs(part["difference"]["value"]))[:_MOST_SLICES]
         return Compared(
             numbers.get(decision["commit"], str(decision["challenger"])),

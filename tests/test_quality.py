@@ -3,12 +3,15 @@
 import json
 import random
 
+import numpy as np
+import polars as pl
 import pytest
 
 from tasks.journal import open_journal
 from tasks.labels import Label
 from tasks.monitor import open_subject
-from tasks.quality import compared_shadow, measured_quality
+from tasks.problems import question_answering
+from tasks.quality import compared_shadow, measured_quality, right_where_labelled
 from tasks.windows import open_windows
 from tests.conftest import Line
 from tests.watched import MODEL, World, make_world
@@ -51,3 +54,20 @@ def test_a_bad_label_of_an_old_journal_counts_as_one_that_the_model_does_not_hav
     shadow = compared_shadow(shadows, signature, problem)
     assert shadow is not None
     assert (shadow["rows"], shadow["labels"]) == (20, 15)
+
+
+def test_answers_that_are_spans_agree_and_are_right_by_their_words() -> None:
+    given = ["The Rhine", "", "in 1901", "Basel"]
+    challengers = ["the rhine.", "", "1902", "Bern"]
+    right = [("Rhine", 4), ("", -1), ("1902", 3), None]
+    said = [None if one is None else json.dumps({"answer": one[0], "answer_start": one[1]}) for one in right]
+    rows = pl.DataFrame({"id": list("abcd"), "answer": given, "label_json": said})
+    labels = rows.select("id", "label_json").drop_nulls()
+    found = right_where_labelled(rows.drop("label_json"), labels, {}, question_answering.PROBLEM)
+    np.testing.assert_array_equal(found, [1, 1, 0, np.nan])
+    shadows = rows.with_columns(pl.Series("shadow.answer", challengers), challenger=pl.lit("next"))
+    shadow = compared_shadow(shadows, {}, question_answering.PROBLEM)
+    assert shadow is not None
+    assert (shadow["rows"], shadow["agree"], shadow["labels"]) == (4, 0.5, 3)
+    assert shadow["accuracy"] == pytest.approx(2 / 3, abs=1e-6)
+    assert shadow["challenger_accuracy"] == 1
