@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -314,10 +315,20 @@ def test_killed_in_mid_run_all_ends_and_started_again_it_knows_what_became_of_it
 
 
 def _got(url: str) -> str | None:
+    """What stands there, where anything does."""
     try:
-        return httpx.get(url).text
+        found = httpx.get(url)
     except httpx.HTTPError:
         return None
+    return found.text if found.is_success else None
+
+
+def followed_from(portal: str) -> dict[str, str]:
+    """The titles of the other servers' pages that the portal links to, by what it calls them."""
+    page = wait_until(lambda: _got(portal))
+    links = re.findall(r'<a href="(http://[^"]+)">([^<]+)</a>', page)
+    led = {name: httpx.get(link, follow_redirects=True).raise_for_status().text for link, name in links}
+    return {name: text.partition("<title>")[2].partition("</title>")[0] for name, text in led.items()}
 
 
 def test_ctrl_c_ends_what_it_started_and_not_the_server_that_was_there(tmp_path, prefect_api):
@@ -348,6 +359,11 @@ def test_ctrl_c_ends_what_it_started_and_not_the_server_that_was_there(tmp_path,
     pages = f"http://127.0.0.1:{params['flows']['evidently']['port']}"
     assert wait_until(lambda: _got(f"{pages}/api/projects")) == "[]"
     assert httpx.post(f"{pages}/api/projects", json={"name": "films"}).status_code in (401, 403)
+    followed = followed_from(f"http://127.0.0.1:{params['flows']['serve']['port']}/reports/")
+    assert {name: title.split()[0] for name, title in followed.items()} == {
+        "Flow runs in Prefect": "Prefect",
+        "Drift in Evidently": "Evidently",
+    }
     deployment = httpx.get(f"{prefect_api}/deployments/name/retrain/songs").json()
     assert deployment["parameters"] == {"model": "songs"}
     process.send_signal(signal.SIGINT)
