@@ -226,7 +226,7 @@ def _admitted(service: Service, request: Request, scope: Scope) -> Client | None
         key = base64.b64decode(encoded, validate=True).decode().partition(":")[2]
     except (binascii.Error, UnicodeDecodeError):
         key = ""
-    return service.keys.admit(f"Bearer {key}", scope)
+    return service.admit(request, scope, f"Bearer {key}")
 
 
 def _said(sentence: str) -> str:

@@ -2,11 +2,14 @@
 
 import base64
 import html
+import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin
 
 import pytest
@@ -17,10 +20,12 @@ from flows.portal import add_portal
 from flows.registry import promote, record_decision, register
 from tasks.release import read_release
 from tasks.serving.keys import add_key
+from tasks.serving.logs import JsonFormatter
 from tasks.shards import write_text
 from tests.browser import browser
 from tests.model_server import Running, running
 from tests.registered import History
+from tests.waiting import wait_until
 from tests.watched import MODEL, WINDOW, make_world
 
 pytestmark = [
@@ -143,7 +148,7 @@ def test_pages_of_reports_are_shown_and_nothing_beside_them(server, history):
         assert server.client.get(f"/reports/{path}").status_code == 404, path
 
 
-def test_where_keys_are_in_use_a_browser_is_asked_for_one(history, tmp_path):
+def test_where_keys_are_in_use_a_browser_is_asked_for_one(history, tmp_path, caplog):
     root = Path(shutil.copytree(history.root, tmp_path / "keyed", symlinks=True))
     key, other, admin = (
         add_key(root, name, [scope], None)
@@ -152,6 +157,9 @@ def test_where_keys_are_in_use_a_browser_is_asked_for_one(history, tmp_path):
 
     def basic(password: str) -> dict[str, str]:
         return {"authorization": f"Basic {base64.b64encode(f'x:{password}'.encode()).decode()}"}
+
+    def told(line: logging.LogRecord) -> dict[str, Any]:
+        return dict(json.loads(JsonFormatter().format(line)))
 
     with running(root, also=lambda app: add_portal(app, root, app.state.service)) as server:
         assert server.client.get("/reports/").headers["www-authenticate"].startswith("Basic")
@@ -163,8 +171,12 @@ def test_where_keys_are_in_use_a_browser_is_asked_for_one(history, tmp_path):
         write_text(root / "reports/films/evaluate.html", "an evaluation")
         assert server.client.get("/reports/films/evaluate.html", headers=basic(key)).status_code == 401
         assert server.client.get("/reports/films/evaluate.html", headers=basic(admin)).text == "an evaluation"
-        asked = server.client.post("/reports/", data={"model": "films", "text": "fine"}, headers=basic(key))
+        with caplog.at_level(logging.INFO, logger="tasks.serving.logs"):
+            asked = server.client.post("/reports/", data={"model": "films", "text": "fine"}, headers=basic(key))
+            # A line is written after its answer has been sent: that of the request before may come now as well.
+            [line] = wait_until(lambda: [one for one in map(told, caplog.records) if one["method"] == "POST"])
         assert "mill trace" in asked.text
+        assert line["client"] == "ann"
         assert server.journal.window("films", last=1)["client"].to_list() == ["ann"]
 
 

@@ -56,9 +56,12 @@ class Service:
     # Of their own: where the journal hangs, they take the threads of nobody else.
     _label_threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "labels"))
 
-    def admit(self, request: Request, scope: Scope) -> Client | None:
-        """Who asks; None where no keys are in use. Raises Denied or TooOften."""
-        client = self.keys.admit(request.headers.get("authorization"), scope)
+    def admit(self, request: Request, scope: Scope, authorization: str | None = None) -> Client | None:
+        """Who asks, by the request's header where none is given; None where no keys are in use.
+
+        Raises Denied or TooOften.
+        """
+        client = self.keys.admit(authorization or request.headers.get("authorization"), scope)
         request.state.client = None if client is None else client.name
         return client
 
