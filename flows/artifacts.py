@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flows.addresses import Portal, address_of
 from flows.tally import Reports, reports, steps
 from tasks.paths import STAGES, Paths
 
@@ -32,10 +33,11 @@ def leave_artifacts(root: Path, model: str, stage: str) -> None:
         create_table_artifact(
             metrics(found[stage]), key=_key(model, stage, "metrics"), description=f"{model} on the held-out rows"
         )
+    portal = Portal.of(root)
     for name, place in _places(paths, stage):
         if lasting := _lasting(paths, place):
             text = str(place.relative_to(paths.root))
-            create_link_artifact(lasting.as_uri(), link_text=text, key=_key(model, stage, name))
+            create_link_artifact(address_of(lasting, portal), link_text=text, key=_key(model, stage, name))
 
 
 def tally(paths: Paths, stage: str, found: Reports) -> Table:

@@ -93,7 +93,7 @@ def _as_flow(root: Path, model: str, look: Callable[[], Looked]) -> Looked:
     api = os.environ.get("PREFECT_API_URL") or running_api(root)
     if api is None:
         return look()
-    return as_flow("monitor", model, api, lambda _: _with_artifacts(model, look()), _last_state)
+    return as_flow("monitor", model, api, lambda _: _with_artifacts(root, model, look()), _last_state)
 
 
 def _last_state(looked: Looked) -> "State[Any]":
@@ -103,15 +103,18 @@ def _last_state(looked: Looked) -> "State[Any]":
     return Completed(name=looked.verdict.capitalize(), message=looked.sentence)
 
 
-def _with_artifacts(model: str, looked: Looked) -> Looked:
+def _with_artifacts(root: Path, model: str, looked: Looked) -> Looked:
     """Leave in the flow run what the last window is like, and a link to the page."""
     from prefect.artifacts import create_link_artifact, create_table_artifact
+
+    from flows.addresses import Portal, address_of
 
     told = [{key: test[key] for key in ("name", "figure", "threshold", "size", "drifted")} for test in looked.tests]
     try:
         if told:
             create_table_artifact(told, key=f"{model}-monitor-drift", description=looked.sentence)
-        create_link_artifact(looked.page.resolve().as_uri(), link_text=str(looked.page), key=f"{model}-monitor-page")
+        link = address_of(looked.page, Portal.of(root))
+        create_link_artifact(link, link_text=str(looked.page), key=f"{model}-monitor-page")
     except Exception as error:  # it is the look that counts
         print(f"No artifacts in Prefect: {error!r}")
     return looked

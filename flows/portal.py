@@ -15,6 +15,7 @@ from urllib.parse import parse_qs
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 
+from flows.addresses import FOLDERS, MONITORED, REPORTS, RETRAINED
 from flows.index import entries_of
 from flows.live_page import LiveModel, Tried, live_model
 from flows.up import running
@@ -89,16 +90,16 @@ def add_portal(app: FastAPI, root: Path, service: Service) -> None:
     # What follows shows rows that were learned from, and texts that others have asked about.
     @app.get("/reports/{path:path}", include_in_schema=False)
     async def report(path: str, request: Request) -> Response:
-        return portal.denied(request, "admin") or portal.file(root / "reports", path)
+        return portal.denied(request, "admin") or portal.file(root / FOLDERS[REPORTS], path)
 
     @app.get("/retrained/{path:path}", include_in_schema=False)
     async def retrained(path: str, request: Request) -> Response:
-        return portal.denied(request, "admin") or portal.file(home_of(root) / ".mill" / "retrain" / "reports", path)
+        return portal.denied(request, "admin") or portal.file(home_of(root) / FOLDERS[RETRAINED], path)
 
     # As reports/<model>/monitor.html links to it, also where it is opened as a file.
     @app.get("/.mill/monitor/{path:path}", include_in_schema=False)
     async def watched(path: str, request: Request) -> Response:
-        return portal.denied(request, "admin") or portal.file(root / ".mill" / "monitor", path)
+        return portal.denied(request, "admin") or portal.file(root / FOLDERS[MONITORED], path)
 
 
 class _Portal:

@@ -170,11 +170,11 @@ def test_where_the_server_goes_away_before_the_line_the_line_does_without(reposi
 
 
 @contextmanager
-def up(root: Path, api: str) -> Iterator[None]:
-    """What a `mill up` in the repository shows of itself: its lock is held, and it says where its server is."""
+def up(root: Path, api: str, serves: str = "") -> Iterator[None]:
+    """What a `mill up` in the repository shows of itself: its lock is held, and it says where its servers are."""
     write_json(
         root / ".mill/up/running.json",
-        {"process": os.getpid(), "api": api, "page": "", "serves": "", "evidently": None, "since": "", "log": ""},
+        {"process": os.getpid(), "api": api, "page": "", "serves": serves, "evidently": None, "since": "", "log": ""},
     )
     with (root / ".mill/up/lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -191,6 +191,14 @@ def test_of_runs_that_were_missed_one_is_made_up_for_and_they_do_not_pile_up(rep
     assert len(line_runs(repository)) == 1
 
 
+def test_the_links_that_a_retrains_line_leaves_in_the_dashboard_open_the_pages(prefect, started):
+    found = prefect.ask("POST", "/artifacts/filter", json={"artifacts": {"key": {"any_": ["films-deploy-report"]}}})
+    (link,) = re.findall(r"\((http.*)\)", found[0]["data"])
+    assert link.startswith(f"{started.serves}/retrained/films/")
+    wait_until(lambda: answers_at(f"{started.serves}/healthz"))
+    assert httpx.get(link).json() == {"model": "films"}
+
+
 def test_drift_learns_when_it_has_cooled_down_and_costs_nothing_before(repository, prefect):
     arrive(repository, "films", 2)
     before = len(prefect.runs())
