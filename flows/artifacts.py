@@ -1,12 +1,14 @@
-"""What a stage leaves in Prefect beside its task run: its rows, its metrics with intervals, links to its reports."""
+"""What a stage leaves in Prefect: its outputs, its rows, its metrics with intervals, links to its reports."""
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flows.addresses import Portal, address_of
+from flows.stages import Node
 from flows.tally import Reports, reports, steps
 from tasks.paths import STAGES, Paths
 
@@ -16,28 +18,68 @@ Table = list[dict[str, Any]]
 KEPT_REPORTS = "MILL_KEPT_REPORTS"
 
 
-def leave_artifacts(root: Path, model: str, stage: str) -> None:
-    """Make the artifacts of a model's stage in the task run that this thread is in; none for a stage without reports.
+@dataclass(frozen=True)
+class Artifact:
+    """A table, or a link where there is none. Those of a stage have one key at every run: Prefect keeps its history."""
 
-    Those of one stage have one key at every run, so that Prefect keeps their history.
+    key: str
+    text: str
+    table: Table = field(default_factory=list)
+    link: str = ""
+
+
+def artifacts_of(root: Path, node: Node, model: str | None, outputs: Table, portal: Portal | None) -> list[Artifact]:
+    """The artifacts of a stage that has succeeded: its outputs, and what the reports say where it is one of a model's.
+
+    `outputs` are what it has made, as DVC has recorded it; links lead to the portal where there is one.
     """
-    from prefect.artifacts import create_link_artifact, create_table_artifact
-
-    if stage not in STAGES:
-        return
+    stage, found = node.word, []
+    if outputs:
+        found.append(Artifact(_key(node.address, "outputs"), f"What {node.address} has made", outputs))
+    if model is None or stage not in STAGES:
+        return found
     paths = Paths(model, root.resolve())
-    found = reports(paths)
-    if rows := tally(paths, stage, found):
-        create_table_artifact(rows, key=_key(model, stage, "rows"), description=f"What became of {model}'s rows")
-    if stage == "evaluate" and stage in found:
-        create_table_artifact(
-            metrics(found[stage]), key=_key(model, stage, "metrics"), description=f"{model} on the held-out rows"
-        )
-    portal = Portal.of(root)
+    said = reports(paths)
+    if rows := tally(paths, stage, said):
+        found.append(Artifact(_key(model, stage, "rows"), f"What became of {model}'s rows", rows))
+    if stage == "evaluate" and stage in said:
+        found.append(Artifact(_key(model, stage, "metrics"), f"{model} on the held-out rows", metrics(said[stage])))
     for name, place in _places(paths, stage):
         if lasting := _lasting(paths, place):
-            text = str(place.relative_to(paths.root))
-            create_link_artifact(address_of(lasting, portal), link_text=text, key=_key(model, stage, name))
+            text = place.relative_to(paths.root).as_posix()
+            found.append(Artifact(_key(model, stage, name), text, link=address_of(lasting, portal)))
+    return found
+
+
+def leave(artifacts: Iterable[Artifact]) -> None:
+    """Make them in the task run that this thread is in."""
+    from prefect.artifacts import create_link_artifact, create_table_artifact
+
+    for one in artifacts:
+        if one.link:
+            create_link_artifact(one.link, link_text=one.text, key=one.key)
+        else:
+            create_table_artifact(one.table, key=one.key, description=one.text)
+
+
+def leave_together(artifacts: Mapping[str, Sequence[Artifact]], models: Sequence[str]) -> None:
+    """Make a single one of those of many stages, by their addresses, in the flow run that this thread is in.
+
+    For stages that were up to date: one call for each artifact would take longer than the rest of such a run.
+    """
+    from prefect.artifacts import create_markdown_artifact
+
+    lines = [line for address, found in artifacts.items() for line in (f"## {address}", *map(_as_markdown, found))]
+    description = f"What the {len(artifacts)} stages that were up to date had made before"
+    create_markdown_artifact("\n\n".join(lines), key=_key("line", *models, "up-to-date"), description=description)
+
+
+def _as_markdown(artifact: Artifact) -> str:
+    if artifact.link:
+        return f"[{artifact.text}]({artifact.link})"
+    rows = [list(artifact.table[0]), ["---"] * len(artifact.table[0]), *(row.values() for row in artifact.table)]
+    cells = (" | ".join("" if value is None else str(value).replace("|", r"\|") for value in row) for row in rows)
+    return "\n".join([f"{artifact.text}:\n", *(f"| {row} |" for row in cells)])
 
 
 def tally(paths: Paths, stage: str, found: Reports) -> Table:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 from flows.child import path_of_commands
 from flows.commands import Shell
 from flows.held import Held
-from flows.stages import LineError, Node, address_of, read_graph
+from flows.stages import LineError, Node, address_of, outputs_of, read_graph
 from flows.waiting import Patience
 
 if TYPE_CHECKING:
@@ -81,6 +81,10 @@ class Committer:
             self._ask_locked(lambda: self._record(address))
         finally:
             self.leave(address)
+
+    def outputs(self, address: str) -> list[dict[str, Any]]:
+        """What a stage that has succeeded has made, as `outputs_of` gives it."""
+        return self._ask(lambda: outputs_of(self._stages[address]))
 
     def leave(self, address: str) -> None:
         """Let go of a stage's files."""

@@ -23,6 +23,7 @@ from flows.stages import Node
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
+    from flows.artifacts import Artifact
     from flows.prefect_link import Link
 
 _RETRIED = "collect"
@@ -56,7 +57,7 @@ class FlowRun:
     """Shows a run in Prefect while it goes on, and calls `stop` where somebody cancels it there.
 
     `api` is the server's URL; without, a temporary one is started. `shown` are the flow run's parameters, `known` all
-    models.
+    models; `outputs` gives what a stage has made.
     """
 
     def __init__(
@@ -68,13 +69,15 @@ class FlowRun:
         shown: Mapping[str, Any],
         *,
         known: Sequence[str],
+        outputs: Callable[[str], list[dict[str, Any]]],
         stop: Callable[[str], None],
         is_stopped: Callable[[], bool],
     ) -> None:
         self._api, self._root, self._params, self._output, self._parameters = api, root, params, output, shown
-        self._known, self._stop, self._is_stopped = known, stop, is_stopped
+        self._known, self._outputs, self._stop, self._is_stopped = known, outputs, stop, is_stopped
         self._news: queue.SimpleQueue[_Shown | None] = queue.SimpleQueue()
         self._shown: dict[str, _Shown] = {}
+        self._cached: list[Node] = []
         self._ended = Ended({})
         around = contextvars.copy_context()  # a flow run that this one is part of
         self._thread = threading.Thread(target=around.run, args=(self._observe,), name="prefect", daemon=True)
@@ -161,6 +164,7 @@ class FlowRun:
             for thread in threads:
                 # One that was stopped between two attempts sleeps on.
                 thread.join(1 if self._ended.why_stopped else None)
+            self._leave_artifacts_of_cached()
 
     def _show(self, shown: _Shown) -> None:
         """A stage as a task run, which ends with the stage's last attempt."""
@@ -181,7 +185,9 @@ class FlowRun:
         def stage() -> "State[Any]":
             self._output.attach(address, get_run_logger())
             result = shown.results.get()
-            if result.outcome in ("ran", "restored"):
+            if result.outcome == "cached":
+                self._cached.append(shown.node)
+            elif result.is_good:
                 self._leave_artifacts(shown.node)
             return _state(result)
 
@@ -192,14 +198,33 @@ class FlowRun:
             self._output(address, f"Prefect does not show this stage: {error!r}")
 
     def _leave_artifacts(self, node: Node) -> None:
-        from flows.artifacts import leave_artifacts
+        from flows.artifacts import leave
 
-        model = model_of_stage(node.name, self._known)
         try:
-            if model is not None:
-                leave_artifacts(self._root, model, node.word)
+            leave(self._artifacts([node])[node.address])
         except Exception as error:  # it is the stage that counts
             self._output(node.address, f"no artifacts in Prefect: {error!r}")
+
+    def _leave_artifacts_of_cached(self) -> None:
+        from flows.artifacts import leave_together
+
+        try:
+            if self._cached and not self._ended.why_stopped:
+                leave_together(self._artifacts(self._cached), self._parameters["models"])
+        except Exception as error:
+            self._output.about_all(f"No artifacts in Prefect of what was up to date: {error!r}")
+
+    def _artifacts(self, nodes: Sequence[Node]) -> "dict[str, list[Artifact]]":
+        from flows.addresses import Portal
+        from flows.artifacts import artifacts_of
+
+        portal = Portal.of(self._root)
+        return {
+            node.address: artifacts_of(
+                self._root, node, model_of_stage(node.name, self._known), self._outputs(node.address), portal
+            )
+            for node in nodes
+        }
 
     def _before(self, shown: _Shown) -> list[Any]:
         """The states of what a stage needed: they draw the edges of the flow run's graph.

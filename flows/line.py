@@ -51,6 +51,7 @@ def run_line(
             output,
             {"models": list(models), "jobs": jobs, "force": list(force)},
             known=known,
+            outputs=committer.outputs,
             stop=scheduler.stop,
             is_stopped=lambda: commands.is_stopped,
         )

@@ -1,6 +1,7 @@
 """The DVC graph as DVC has it: which stages there are, what each waits for, and the order of `dvc repro`."""
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -77,6 +78,21 @@ def read_graph(repo: "Repo", models: Sequence[str], known: Iterable[str]) -> tup
     after = _beside_frozen(repo.index.graph, order)
     nodes = [Node(address_of(stage), _addresses(graph.successors(stage)), _addresses(after[stage])) for stage in order]
     return nodes, {address_of(stage): stage for stage in order}
+
+
+def outputs_of(stage: "Stage") -> list[dict[str, Any]]:
+    """The outputs of a stage as DVC has recorded them: path, size in bytes, hash, and what they are for."""
+    return [
+        {
+            "path": PurePath(os.path.relpath(out.fs_path, out.repo.root_dir)).as_posix()
+            if out.is_in_repo
+            else str(out),
+            "bytes": out.meta.size,
+            "hash": str(out.hash_info.value or ""),
+            "is": "metric" if out.is_metric else "plot" if out.is_plot else "output",
+        }
+        for out in stage.outs
+    ]
 
 
 @contextlib.contextmanager

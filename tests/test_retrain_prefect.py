@@ -119,6 +119,7 @@ def test_the_links_to_its_reports_lead_somewhere_when_the_worktree_is_gone(repos
         line = next(run for run in runs_of(client, "line-films") if run.state.is_completed())
         of_line = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[line.id]))
         links = {found.key: str(found.data) for found in client.read_artifacts(artifact_filter=of_line)}
+    assert "models/films/release" in links.pop("deploy-films-outputs")
     assert set(links) == {"films-deploy-report", "films-deploy-page"}
     places = [Path(re.findall(r"\(file://(.*)\)", link)[0]) for link in links.values()]
     assert [place for place in places if not place.exists()] == []
