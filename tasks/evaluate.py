@@ -33,6 +33,9 @@ _ERRORS_SHOWN = 12
 
 Points = Sequence[Mapping[str, Any]]
 
+# The plots of dvc.yaml, which DVC wants to find, whether the problem has them or not.
+_NO_POINTS: Mapping[str, Points] = {"confusion": [], "precision_recall": [], "reliability": []}
+
 
 def evaluate(
     candidate: Path,
@@ -92,7 +95,7 @@ def evaluate(
         writer = ShardWriter(folder, _ROWS_PER_SHARD, scored.schema)
         writer.write(scored)
         writer.finish()
-    for name, points in curves.items():
+    for name, points in {**_NO_POINTS, **curves}.items():
         write_json(plots / f"{name}.json", points)
     write_json(measured, serving)
     write_text(

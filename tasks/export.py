@@ -87,7 +87,8 @@ def export(
 
 def to_onnx(problem: Problem, model: "PreTrainedModel", rows: pl.DataFrame, pad_id: int, path: Path) -> None:
     """Trace the model on two rows into one ONNX file whose batch and length are free."""
-    example = {name: torch.from_numpy(array) for name, array in problem.batch(rows, pad_id).items()}
+    arrays = problem.traced(model, problem.batch(rows, pad_id))
+    example = {name: torch.from_numpy(array) for name, array in arrays.items()}
     axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports operators of packages that are not used here
     with warnings.catch_warnings():
@@ -95,9 +96,11 @@ def to_onnx(problem: Problem, model: "PreTrainedModel", rows: pl.DataFrame, pad_
         program = torch.onnx.export(
             problem.exportable(model).eval(),
             kwargs=example,
-            dynamic_shapes={name: {axis: axes[axis] for axis in range(array.dim())} for name, array in example.items()},
+            dynamic_shapes={
+                name: {axis: axes[axis] for axis in axes if axis < array.dim()} for name, array in example.items()
+            },
             input_names=list(example),
-            output_names=list(problem.outputs),
+            output_names=[*problem.outputs, *problem.decoding],
             opset_version=_OPSET,
             external_data=False,
             verbose=False,
@@ -134,7 +137,8 @@ def _torch_outputs(
     with torch.inference_mode():
         for start in range(0, len(encoded), _BATCH):
             batch = problem.batch(encoded[start : start + _BATCH], pad_id)
-            parts.append([array.numpy() for array in module(**{k: torch.from_numpy(v) for k, v in batch.items()})])
+            given = module(**{name: torch.from_numpy(array) for name, array in batch.items()})
+            parts.append([array.numpy() for array in given[: len(problem.outputs)]])
     return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(problem.outputs)}
 
 

@@ -19,12 +19,18 @@ from tasks.errors import DataError
 from tasks.normalise import normalised, untidy
 from tasks.params import Tidy
 from tasks.problems import Problem, Signature
+from tasks.problems._decoder import EMPTY_PLACES
+from tasks.problems._text import begins_row, ends
 from tasks.redact import redact, suspect
 from tasks.shards import read_json
+from tasks.writing import Sampling, empty, prompts_of, write
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
     from tokenizers import Tokenizer
+
+# Of a continuation that nobody asked to be longer.
+_NEW_TOKENS = 32
 
 FILES = ("model.onnx", "runtime.json", "tokenizer.json")
 
@@ -48,7 +54,24 @@ class Runtime:
         """The model's arrays for clean rows of `id` and the problem's inputs; `advance` hears of each batch's rows."""
         encoded = self.encoded(rows)
         outputs = run(self.session, self.problem, encoded, self.pad_id, batch_size, advance)
-        return dict(self.problem.gather(outputs, encoded))
+        gathered = dict(self.problem.gather(outputs, encoded))
+        if self.problem.decoding:
+            gathered["continuation"] = self._continued(rows, batch_size)
+        return gathered
+
+    def _continued(self, rows: pl.DataFrame, batch_size: int) -> NDArray[Any]:
+        """What the model writes after each row's text, without chance."""
+        texts = rows[self.problem.inputs[0]].to_list()
+        new = min(_NEW_TOKENS, self.max_tokens // 2)
+        prompts = prompts_of(texts, self.tokenizer, self.max_tokens, new, cut=True)
+        _, last = ends(self.tokenizer)
+        order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
+        written = np.full(len(texts), "", dtype=object)
+        for start in range(0, len(order), batch_size):
+            asked = order[start : start + batch_size]
+            tokens = write(self.session, [prompts[row] for row in asked], last, Sampling(max_new_tokens=new))
+            written[asked] = self.tokenizer.decode_batch(tokens)
+        return written
 
     def encoded(self, rows: pl.DataFrame) -> pl.DataFrame:
         """What the model reads of each row, under the row's number: an id may come twice, and a row become several."""
@@ -128,14 +151,18 @@ def run(
     mates; batches are therefore cut the same way each time.
     """
     order = np.argsort(encoded["input_ids"].list.len().to_numpy(), kind="stable")
-    begins_row = (encoded["id"] != encoded["id"].shift(1)).fill_null(value=True).to_numpy()
-    names = [output.name for output in session.get_outputs()]
-    wanted = {given.name for given in session.get_inputs()}
+    begins = begins_row(encoded)
+    names = list(problem.outputs)
+    wanted = [given.name for given in session.get_inputs()]
     parts: list[list[NDArray[Any]]] = []
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch = problem.batch(encoded[rows], pad_id)
-        parts.append(session.run(names, {name: array for name, array in batch.items() if name in wanted}))
-        advance(int(begins_row[rows].sum()))
+        # A text's beginning finds nothing in the cache.
+        feed = {
+            name: batch[name] if name in batch else empty(session, name, len(rows), EMPTY_PLACES) for name in wanted
+        }
+        parts.append(session.run(names, feed))
+        advance(int(begins[rows].sum()))
     back = np.argsort(order, kind="stable")
     return {name: np.concatenate([part[i] for part in parts])[back] for i, name in enumerate(names)} if parts else {}

@@ -55,7 +55,8 @@ def train(
     the last whole checkpoint there and ends in the same bytes. `live` is DVCLive's folder, which holds rates.
     """
     facts = read_json(tokens / "manifest.json")
-    learned = problem.learned(load_tokens(tokens, "train"), params.seed)
+    taught = problem.learned(load_tokens(tokens, "train"), params.seed)
+    learned = problem.packed(taught, facts["max_tokens"], params.seed)
     held_out = load_tokens(tokens, "validation")
     torch.set_num_threads(threads)
     quiet()
@@ -229,7 +230,9 @@ def make_trainer(
             self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
         ) -> torch.Tensor:
             loss = super().training_step(model, inputs, num_items_in_batch)
-            journal.learned(float(loss), int(inputs["attention_mask"].sum()))
+            # Rows that are packed have no padding, and no mask of it.
+            mask = inputs.get("attention_mask")
+            journal.learned(float(loss), inputs["input_ids"].numel() if mask is None else int(mask.sum()))
             return loss
 
     arguments = transformers.TrainingArguments(

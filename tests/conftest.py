@@ -154,9 +154,12 @@ def tiny_params(**deploy: Any) -> Model:
 
 
 def shrunk(params: Model, **deploy: Any) -> Model:
-    """The parameters with a scratch architecture that learns in seconds, and no feedback."""
-    base = Scratch(architecture="bert", hidden_size=32, layers=2, heads=2, feed_forward_size=64, max_positions=64)
-    tokenizer = TrainedTokenizer(algorithm="wordpiece", vocabulary=600)
+    """The parameters with an architecture of their family that learns in seconds, and no feedback."""
+    architecture = params.base.architecture if isinstance(params.base, Scratch) else "bert"
+    base = Scratch(architecture=architecture, hidden_size=32, layers=2, heads=2, feed_forward_size=64, max_positions=64)
+    learned = params.tokenize.tokenizer
+    algorithm = learned.algorithm if isinstance(learned, TrainedTokenizer) else "wordpiece"
+    tokenizer = TrainedTokenizer(algorithm=algorithm, vocabulary=600)
     return params.model_copy(
         update={
             "base": base,

@@ -75,6 +75,10 @@ class Problem(Protocol):
         """Those of the train split's encoded rows that are worth learning from, in their order."""
         ...
 
+    def packed(self, encoded: pl.DataFrame, max_tokens: int, seed: int) -> pl.DataFrame:
+        """What is learned from, rearranged so that no place of a batch is padding; or as it is."""
+        ...
+
     def batch(self, encoded: pl.DataFrame, pad_id: int) -> dict[str, NDArray[np.int64]]:
         """Pad encoded rows into arrays of the model's own argument names, `labels` included where there are any."""
         ...
@@ -86,11 +90,17 @@ class Problem(Protocol):
         ...
 
     def exportable(self, model: "PreTrainedModel") -> "nn.Module":
-        """A module from the arrays of `batch`, without labels, to the arrays of `outputs`, in that order."""
+        """A module from the arrays of `traced` to those of `outputs` and then `decoding`, in that order."""
         ...
 
     outputs: Sequence[str]
-    """What the exported model gives, `pooled_embedding` (BD) among it."""
+    """What the exported model gives for a batch, `pooled_embedding` (BD) among it."""
+    decoding: Sequence[str]
+    """What it gives besides to those that write text token by token: `logits` and `present`; see `tasks.writing`."""
+
+    def traced(self, model: "PreTrainedModel", batch: Arrays) -> Arrays:
+        """The arrays with which the exported module is traced: a batch, and where it writes an empty cache."""
+        ...
 
     def gather(self, outputs: Arrays, encoded: pl.DataFrame) -> Arrays:
         """From the outputs for encoded rows those for the rows themselves, N of them, in their order."""

@@ -7,7 +7,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from tasks.errors import ParamsError
+
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from torch import Tensor
 
 # What a baseline counts. Every character that is no white space belongs to some word, so that no text is without any.
@@ -25,6 +28,31 @@ def padded(encoded: pl.DataFrame, pad_id: int, also: Sequence[str] = ()) -> dict
         arrays[name] = np.full(attention_mask_BT.shape, pad_id if name == "input_ids" else 0, dtype=np.int64)
         arrays[name][attention_mask_BT == 1] = encoded[name].explode(empty_as_null=False).to_numpy()
     return {"input_ids": arrays.pop("input_ids"), "attention_mask": attention_mask_BT, **arrays}
+
+
+def lists(values: Sequence[Sequence[int]]) -> pl.Series:
+    """Token numbers and the like as the stages keep them."""
+    return pl.Series(values, dtype=pl.List(pl.Int32))
+
+
+def begins_row(encoded: pl.DataFrame) -> NDArray[np.bool_]:
+    """Of rows that may have become several, one after the other: where each begins."""
+    return np.asarray((encoded["id"] != encoded["id"].shift(1)).fill_null(value=True).to_numpy())
+
+
+def ends(tokenizer: "Tokenizer") -> tuple[int, int]:
+    """The tokens that stand before and behind a text; one may be both. Raises ParamsError where there is none."""
+    ids = tokenizer.encode("").ids
+    if len(ids) == 2:
+        return ids[0], ids[1]
+    named = [tokenizer.token_to_id(name) for name in ("<|endoftext|>", "</s>", "<|im_end|>", "[SEP]")]
+    last = next((number for number in named if number is not None), None)
+    if last is None:
+        raise ParamsError(
+            "The tokenizer has no token for the end of a text (<|endoftext|>, </s>, <|im_end|>, [SEP]), so a decoder "
+            "would never stop. Use another base, or let tokenize.tokenizer learn one."
+        )
+    return (ids[0] if ids else last), last
 
 
 def pooled(hidden_BTD: "Tensor", attention_mask_BT: "Tensor") -> "Tensor":

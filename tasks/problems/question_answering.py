@@ -63,6 +63,7 @@ class QuestionAnswering:
     targets = ("start", "end")
     reasons = ("answer_not_in_context",)
     outputs = ("start", "end", "score", "null_score", "pooled_embedding")
+    decoding = ()
     higher_is_better: Mapping[str, bool] = {
         "f1": True,
         "exact_match": True,
@@ -107,12 +108,12 @@ class QuestionAnswering:
         encoded = pl.DataFrame(
             {
                 "id": rows["id"].gather([row for row, _ in windows]),
-                "input_ids": _lists([window.ids for _, window in windows]),
+                "input_ids": _text.lists([window.ids for _, window in windows]),
                 "truncated": pl.Series([is_cut[row] for row, _ in windows], dtype=pl.Boolean),
-                "token_type_ids": _lists([window.type_ids for _, window in windows]),
-                "context_mask": _lists([[int(of == 1) for of in window.sequence_ids] for _, window in windows]),
-                "starts": _lists([[start for start, _ in window.offsets] for _, window in windows]),
-                "ends": _lists([[end for _, end in window.offsets] for _, window in windows]),
+                "token_type_ids": _text.lists([window.type_ids for _, window in windows]),
+                "context_mask": _text.lists([[int(of == 1) for of in window.sequence_ids] for _, window in windows]),
+                "starts": _text.lists([[start for start, _ in window.offsets] for _, window in windows]),
+                "ends": _text.lists([[end for _, end in window.offsets] for _, window in windows]),
             }
         )
         if signature is None:
@@ -133,6 +134,9 @@ class QuestionAnswering:
             encoded.with_columns(drawn).filter(holds_it | is_first | (pl.col("drawn") < _SHARE_OF_OTHERS)).drop("drawn")
         )
 
+    def packed(self, encoded: pl.DataFrame, max_tokens: int, seed: int) -> pl.DataFrame:
+        return encoded
+
     def batch(self, encoded: pl.DataFrame, pad_id: int) -> dict[str, NDArray[np.int64]]:
         arrays = _text.padded(encoded, pad_id, ("token_type_ids", "context_mask"))
         if "start" in encoded.columns:
@@ -149,6 +153,9 @@ class QuestionAnswering:
 
     def exportable(self, model: "PreTrainedModel") -> "nn.Module":
         return _best_span(model)
+
+    def traced(self, model: "PreTrainedModel", batch: Arrays) -> Arrays:
+        return batch
 
     def gather(self, outputs: Arrays, encoded: pl.DataFrame) -> Arrays:
         """`start` and `end` in characters of the context, `margin` over having no answer, and the embedding, by row."""
@@ -354,10 +361,6 @@ def _moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> int | None:
     return min(places, key=lambda place: abs(place - expected), default=None)
 
 
-def _lists(values: Sequence[Sequence[int]]) -> pl.Series:
-    return pl.Series(values, dtype=pl.List(pl.Int32))
-
-
 def _shortened(questions: Sequence[str], tokenizer: "Tokenizer", most: int) -> tuple[list[str], list[bool]]:
     """The questions with at most so many tokens, and which of them had more."""
     encodings = tokenizer.encode_batch(list(questions), add_special_tokens=False)
@@ -380,7 +383,7 @@ def _place(window: "Encoding", start: int, end: int) -> tuple[int, int]:
 
 def _best_windows(outputs: Arrays, encoded: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """For each row its window with the best span (the first of equals), and its first window."""
-    is_first_W = (encoded["id"] != encoded["id"].shift(1)).fill_null(value=True).to_numpy()
+    is_first_W = _text.begins_row(encoded)
     row_W = np.cumsum(is_first_W) - 1
     order_W = np.lexsort((-outputs["score"], row_W))
     firsts_N = np.flatnonzero(is_first_W)

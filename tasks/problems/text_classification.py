@@ -30,6 +30,7 @@ class TextClassification:
     targets = ("label",)
     reasons = ()
     outputs = ("logits", "pooled_embedding")
+    decoding = ()
     higher_is_better = _classification.HIGHER_IS_BETTER
     headline = "accuracy"
 
@@ -64,6 +65,9 @@ class TextClassification:
     def learned(self, encoded: pl.DataFrame, seed: int) -> pl.DataFrame:
         return encoded
 
+    def packed(self, encoded: pl.DataFrame, max_tokens: int, seed: int) -> pl.DataFrame:
+        return encoded
+
     def batch(self, encoded: pl.DataFrame, pad_id: int) -> dict[str, NDArray[np.int64]]:
         arrays = _text.padded(encoded, pad_id)
         if "label" in encoded.columns:
@@ -89,6 +93,9 @@ class TextClassification:
 
     def exportable(self, model: "PreTrainedModel") -> "nn.Module":
         return _classifier_with_embedding(model)
+
+    def traced(self, model: "PreTrainedModel", batch: Arrays) -> Arrays:
+        return batch
 
     def gather(self, outputs: Arrays, encoded: pl.DataFrame) -> Arrays:
         return outputs

@@ -1,0 +1,139 @@
+"""How a decoder writes: token by token, each from what the cache remembers of those before it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.errors import DataError
+from tasks.problems._decoder import EMPTY_PLACES
+from tasks.problems._text import ends
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+    from tokenizers import Tokenizer
+
+_KINDS = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn: the likeliest at temperature 0, else from the `top_k` likeliest (0: all of them)
+    and of those from the fewest that have `top_p` of the probability together (Holtzman et al. 2020).
+    """
+
+    max_new_tokens: int = 32
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def prompts_of(
+    texts: Sequence[str], tokenizer: "Tokenizer", max_tokens: int, new: int, *, cut: bool
+) -> list[list[int]]:
+    """Token numbers to go on from. What leaves no room for `new` more in the window loses its beginning, or is refused.
+
+    Raises DataError, naming the text's place, where it may not be cut.
+    """
+    first, _ = ends(tokenizer)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    prompts = []
+    for place, encoding in enumerate(tokenizer.encode_batch(list(texts), add_special_tokens=False)):
+        ids = [first, *encoding.ids]
+        if len(ids) + new > max_tokens:
+            if not cut:
+                raise DataError(
+                    f"Prompt {place + 1} has {len(ids)} tokens, and {new} more would not fit into the {max_tokens} "
+                    "that the model reads. Shorten it, or ask for fewer new tokens."
+                )
+            ids = ids[new - max_tokens :]
+        prompts.append(ids)
+    return prompts
+
+
+def write(
+    session: "InferenceSession",
+    prompts: Sequence[Sequence[int]],
+    last: int,
+    sampling: Sampling,
+    heard: Callable[[int, int], None] = lambda _row, _token: None,
+) -> list[list[int]]:
+    """The tokens that follow each prompt, side by side, up to `last` (left out) or `max_new_tokens`.
+
+    `heard` gets the prompt's number and each token as soon as it is drawn. A prompt's draws depend on the seed and on
+    no other prompt.
+    """
+    written: list[list[int]] = [[] for _ in prompts]
+    if not prompts or sampling.max_new_tokens < 1:
+        return written
+    draws = [np.random.default_rng((sampling.seed, row)) for row in range(len(prompts))]
+    lengths_B = np.array([len(prompt) for prompt in prompts])
+    mask_BT = (np.arange(lengths_B.max()) < lengths_B[:, None]).astype(np.int64)
+    ids_BT = np.zeros_like(mask_BT)
+    ids_BT[mask_BT == 1] = np.concatenate([np.asarray(prompt) for prompt in prompts])
+    cache = _Cache(session, len(prompts), mask_BT.shape[1] + sampling.max_new_tokens)
+    is_open_B = np.ones(len(prompts), np.bool_)
+    for step in range(sampling.max_new_tokens):
+        logits_BV = cache.read(ids_BT, mask_BT)
+        next_B = np.array([_drawn(logits_BV[row], sampling, draws[row]) for row in range(len(prompts))])
+        is_open_B &= next_B != last
+        for row in np.flatnonzero(is_open_B):
+            written[row].append(int(next_B[row]))
+            heard(int(row), int(next_B[row]))
+        if not is_open_B.any() or step + 1 == sampling.max_new_tokens:
+            break
+        # What has ended is no longer looked at, and keeps its place beside the others.
+        ids_BT, mask_BT = next_B[:, None], np.ones((len(prompts), 1), np.int64)
+    return written
+
+
+def empty(session: "InferenceSession", name: str, num_rows: int, num_places: int) -> NDArray[Any]:
+    """Zeros for an input of the model: a row each, then `num_places`, then what the model says."""
+    given = next(one for one in session.get_inputs() if one.name == name)
+    return np.zeros((num_rows, num_places, *given.shape[2:]), _KINDS[given.type])
+
+
+class _Cache:
+    """The keys and values of what was read, in one array that has room for all that will be."""
+
+    def __init__(self, session: "InferenceSession", num_rows: int, most: int) -> None:
+        self._session = session
+        self._size = EMPTY_PLACES
+        self._past = empty(session, "past", num_rows, EMPTY_PLACES + most)
+        self._mask = empty(session, "past_mask", num_rows, EMPTY_PLACES + most)
+
+    def read(self, ids_BT: NDArray[np.int64], mask_BT: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The logits (BV) for what comes after these tokens, which are remembered."""
+        logits_BV, present = self._session.run(
+            ["logits", "present"],
+            {
+                "input_ids": ids_BT,
+                "attention_mask": mask_BT,
+                "counted": np.zeros_like(mask_BT),
+                "past": self._past[:, : self._size],
+                "past_mask": self._mask[:, : self._size],
+            },
+        )
+        after = self._size + ids_BT.shape[1]
+        self._past[:, self._size : after] = present
+        self._mask[:, self._size : after] = mask_BT
+        self._size = after
+        return np.asarray(logits_BV)
+
+
+def _drawn(logits_V: NDArray[np.float32], sampling: Sampling, random: np.random.Generator) -> int:
+    if sampling.temperature <= 0:
+        return int(logits_V.argmax())
+    scaled_V = logits_V.astype(np.float64) / sampling.temperature
+    order = np.argsort(-scaled_V, kind="stable")
+    if sampling.top_k > 0:
+        order = order[: sampling.top_k]
+    weight = np.exp(scaled_V[order] - scaled_V[order[0]])
+    share = np.cumsum(weight) / weight.sum()
+    kept = order[: int(np.searchsorted(share, sampling.top_p)) + 1] if sampling.top_p < 1 else order
+    reached = share[: len(kept)] / share[len(kept) - 1]
+    return int(kept[min(int(np.searchsorted(reached, random.random(), side="right")), len(kept) - 1)])
