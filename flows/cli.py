@@ -107,6 +107,27 @@ def predict(
 
 
 @app.command()
+def generate(
+    model: Model,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="How the text begins.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="How far it goes on at most.")] = 64,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="0 takes the likeliest token; 1 draws as likely as the model has it.")
+    ] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from so many of the likeliest only; 0 from all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Draw from the likeliest that have so much of the probability.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same text.")] = 0,
+) -> None:
+    """Go on with a text as the version in use has learned to, printed as it is written."""
+    from flows.generate import generate as go_on
+    from tasks.writing import Sampling
+
+    go_on(model, prompt, Sampling(max_new_tokens, temperature, top_k, top_p, seed))
+
+
+@app.command()
 def score(
     model: Model,
     rows: Annotated[Path, typer.Argument(metavar="IN", help="A Parquet, CSV or JSON lines file, or a folder of them.")],

@@ -38,8 +38,8 @@ def nearest_rows(release: Release, inputs: Mapping[str, Any], clean: pl.DataFram
     schema = {"id": pl.String(), **{name: runtime.problem.columns[name] for name in runtime.problem.inputs}}
     asked = pl.DataFrame([{"id": "", **inputs}], schema=schema)
     with progress("embeddings", len(compared), "rows") as advance:
-        rows_ND = _directions(runtime.outputs(compared, _BATCH, advance)["pooled_embedding"])
-    asked_1D = _directions(runtime.outputs(asked, 1)["pooled_embedding"])
+        rows_ND = _directions(runtime.read(compared, _BATCH, advance)["pooled_embedding"])
+    asked_1D = _directions(runtime.read(asked, 1)["pooled_embedding"])
     cosines_N = rows_ND @ asked_1D[0]
     order = np.lexsort((compared["id"].to_numpy(), -cosines_N))[:number]
     found = [

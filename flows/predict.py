@@ -34,13 +34,14 @@ def _texts(texts: Sequence[str]) -> Iterator[tuple[str, str]]:
     if list(texts) != ["-"]:
         for number, text in enumerate(texts, 1):
             # Bytes that are no UTF-8 come as surrogates, which no tokenizer takes.
-            yield f"TEXT {number}", _checked(text.encode(errors="surrogateescape"), f"TEXT {number}")
+            yield f"TEXT {number}", checked(text.encode(errors="surrogateescape"), f"TEXT {number}")
         return
     for number, line in enumerate(sys.stdin.buffer, 1):
-        yield f"line {number}", _checked(line.rstrip(b"\r\n"), f"line {number}")
+        yield f"line {number}", checked(line.rstrip(b"\r\n"), f"line {number}")
 
 
-def _checked(text: bytes, where: str) -> str:
+def checked(text: bytes, where: str) -> str:
+    """The text of these bytes. Raises DataError where they are no UTF-8."""
     try:
         return text.decode()
     except UnicodeDecodeError as error:
@@ -66,5 +67,6 @@ def _fields(answer: dict[str, Any]) -> str:
     """Label, probability, version: what fits into a line, without lists of numbers."""
     shown = {name: value for name, value in answer.items() if name != "reason" and not isinstance(value, list | dict)}
     return "\t".join(
-        "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value) for value in shown.values()
+        "" if value is None else f"{value:.4f}" if isinstance(value, float) else " ".join(str(value).split())
+        for value in shown.values()
     )

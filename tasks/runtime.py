@@ -51,13 +51,17 @@ class Runtime:
     def outputs(
         self, rows: pl.DataFrame, batch_size: int = 64, advance: Callable[[int], None] = lambda _: None
     ) -> dict[str, NDArray[Any]]:
+        """All that an answer to clean rows is made of: what `read` gives, and of some a `continuation`."""
+        gathered = self.read(rows, batch_size, advance)
+        return {**gathered, "continuation": self._continued(rows, batch_size)} if self.problem.decoding else gathered
+
+    def read(
+        self, rows: pl.DataFrame, batch_size: int = 64, advance: Callable[[int], None] = lambda _: None
+    ) -> dict[str, NDArray[Any]]:
         """The model's arrays for clean rows of `id` and the problem's inputs; `advance` hears of each batch's rows."""
         encoded = self.encoded(rows)
         outputs = run(self.session, self.problem, encoded, self.pad_id, batch_size, advance)
-        gathered = dict(self.problem.gather(outputs, encoded))
-        if self.problem.decoding:
-            gathered["continuation"] = self._continued(rows, batch_size)
-        return gathered
+        return dict(self.problem.gather(outputs, encoded))
 
     def _continued(self, rows: pl.DataFrame, batch_size: int) -> NDArray[Any]:
         """What the model writes after each row's text, without chance."""

@@ -62,7 +62,7 @@ def write(
     sampling: Sampling,
     heard: Callable[[int, int], None] = lambda _row, _token: None,
 ) -> list[list[int]]:
-    """The tokens that follow each prompt, side by side, up to `last` (left out) or `max_new_tokens`.
+    """The tokens that follow each prompt, side by side, one at least, up to `last` (left out) or `max_new_tokens`.
 
     `heard` gets the prompt's number and each token as soon as it is drawn. A prompt's draws depend on the seed and on
     no other prompt.
@@ -79,6 +79,8 @@ def write(
     is_open_B = np.ones(len(prompts), np.bool_)
     for step in range(sampling.max_new_tokens):
         logits_BV = cache.read(ids_BT, mask_BT)
+        if step == 0:
+            logits_BV[:, last] = -np.inf  # whoever asks for more of a text is not told that it is over
         next_B = np.array([_drawn(logits_BV[row], sampling, draws[row]) for row in range(len(prompts))])
         is_open_B &= next_B != last
         for row in np.flatnonzero(is_open_B):
@@ -137,3 +139,17 @@ def _drawn(logits_V: NDArray[np.float32], sampling: Sampling, random: np.random.
     kept = order[: int(np.searchsorted(share, sampling.top_p)) + 1] if sampling.top_p < 1 else order
     reached = share[: len(kept)] / share[len(kept) - 1]
     return int(kept[min(int(np.searchsorted(reached, random.random(), side="right")), len(kept) - 1)])
+
+
+def said(tokenizer: "Tokenizer", say: Callable[[str], None]) -> Callable[[int], None]:
+    """Takes the tokens of one text as they come, and says each piece as soon as its characters are whole."""
+    from tokenizers.decoders import DecodeStream
+
+    stream = DecodeStream(skip_special_tokens=True)
+
+    def hear(token: int) -> None:
+        piece = stream.step(tokenizer, token)
+        if piece:
+            say(piece)
+
+    return hear

@@ -39,7 +39,9 @@ def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     add("mine", request.param, root)
     params = shrunk(load_model("mine", root / "params.yaml"), floors={}, must_beat_baselines=False)
     patient = params.train.early_stopping.model_copy(update={"patience": EPOCHS})
-    train = params.train.model_copy(update={"epochs": EPOCHS, "early_stopping": patient})
+    # Packed rows are few, and a step has to be one of many.
+    batch_size = 2 if problems.load(request.param).decoding else params.train.batch_size
+    train = params.train.model_copy(update={"epochs": EPOCHS, "early_stopping": patient, "batch_size": batch_size})
     params = params.model_copy(update={"train": train})
     line = Line(Paths("mine", root), params)
     examples = problems.load(request.param).examples()

@@ -44,7 +44,9 @@ def outputs(problem: Problem, signature: Any, encoded: pl.DataFrame) -> dict[str
     import torch
 
     torch.manual_seed(0)
-    model = problem.build(scratch(problem), tokenizer(problem).get_vocab_size(), signature, dropout=0.0, attention="eager")
+    model = problem.build(
+        scratch(problem), tokenizer(problem).get_vocab_size(), signature, dropout=0.0, attention="eager"
+    )
     batch = problem.batch(encoded.drop(problem.targets), pad_id=0)
     with torch.inference_mode():
         arrays = problem.exportable(model.eval())(**{name: torch.from_numpy(array) for name, array in batch.items()})
@@ -53,9 +55,7 @@ def outputs(problem: Problem, signature: Any, encoded: pl.DataFrame) -> dict[str
 
 def scratch(problem: Problem) -> Scratch:
     architecture = DECODERS.get(problem.name, "bert")
-    return Scratch(
-        architecture=architecture, hidden_size=16, layers=1, heads=2, feed_forward_size=32, max_positions=64
-    )
+    return Scratch(architecture=architecture, hidden_size=16, layers=1, heads=2, feed_forward_size=32, max_positions=64)
 
 
 def tokenizer(problem: Problem) -> Any:
@@ -151,7 +151,9 @@ def test_outputs_do_not_depend_on_padding(
     import torch
 
     torch.manual_seed(0)
-    model = problem.build(scratch(problem), tokenizer(problem).get_vocab_size(), signature, dropout=0.0, attention="eager")
+    model = problem.build(
+        scratch(problem), tokenizer(problem).get_vocab_size(), signature, dropout=0.0, attention="eager"
+    )
     alone = problem.batch(encoded.head(1).drop(problem.targets), pad_id=0)
     with torch.inference_mode():
         arrays = problem.exportable(model.eval())(**{name: torch.from_numpy(array) for name, array in alone.items()})

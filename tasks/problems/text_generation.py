@@ -160,17 +160,16 @@ class TextGeneration:
         return {**batch, **empty_cache(model, len(batch["input_ids"]))}
 
     def gather(self, outputs: Arrays, encoded: pl.DataFrame) -> Arrays:
-        """The sums over a row's windows, the token that its last one ends with, and the mean of its embeddings."""
+        """The sums over a row's windows, and the mean of its embeddings."""
         if not len(encoded):
-            return outputs
+            return {name: array for name, array in outputs.items() if name != "next_token"}
         firsts_N = np.flatnonzero(_text.begins_row(encoded))
-        ends_N = np.append(firsts_N[1:], len(encoded))
+        num_windows_N = np.diff(np.append(firsts_N, len(encoded)))
         sums_ND = np.add.reduceat(outputs["pooled_embedding"], firsts_N, axis=0)
         return {
             "nll": np.add.reduceat(outputs["nll"].astype(np.float64), firsts_N),
             "num_tokens": np.add.reduceat(outputs["num_tokens"], firsts_N),
-            "next_token": outputs["next_token"][ends_N - 1],
-            "pooled_embedding": (sums_ND / (ends_N - firsts_N)[:, None]).astype(np.float32),
+            "pooled_embedding": (sums_ND / num_windows_N[:, None]).astype(np.float32),
         }
 
     def compare(self, reference: Arrays, outputs: Arrays) -> tuple[float, float]:

@@ -1,0 +1,256 @@
+"""Decoders: windows that count each token once, packed rows, the cache, how the next token is drawn."""
+
+import itertools
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from tasks.errors import DataError, ParamsError
+from tasks.export import to_onnx
+from tasks.params import Scratch, TrainedTokenizer
+from tasks.problems import _byte_ngram
+from tasks.problems._decoder import decoder_with_cache
+from tasks.problems._text import ends
+from tasks.problems.text_generation import PROBLEM
+from tasks.runtime import open_session, run
+from tasks.tokenize import train_tokenizer
+from tasks.writing import Sampling, prompts_of, said, write
+
+MAX_TOKENS = 32
+TEXTS = PROBLEM.examples()["text"].to_list()
+ARCHITECTURES = ("gpt2", "llama")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(TrainedTokenizer(algorithm="bpe", vocabulary=400), TEXTS).backend_tokenizer
+
+
+def decoder(architecture: str, vocabulary: int) -> Any:
+    torch.manual_seed(1)
+    base = Scratch(
+        architecture=architecture, hidden_size=32, layers=2, heads=4, feed_forward_size=64, max_positions=MAX_TOKENS
+    )
+    model = PROBLEM.build(base, vocabulary, {}, dropout=0.0, attention="eager").eval()
+    with torch.no_grad():  # as they are drawn, all tokens are about as likely
+        for weights in model.parameters():
+            weights.mul_(4)
+    return model
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def exported(request: pytest.FixtureRequest, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A model and its session."""
+    model = decoder(request.param, tokenizer.get_vocab_size())
+    path = tmp_path_factory.mktemp("decoder") / "model.onnx"
+    to_onnx(PROBLEM, model, encoded(tokenizer, TEXTS[:2]), 0, path)
+    return model, open_session(path, 2)
+
+
+def encoded(tokenizer: Tokenizer, texts: list[str], *, taught: bool = False, max_tokens: int = MAX_TOKENS) -> Any:
+    rows = pl.DataFrame({"id": [f"r{number}" for number in range(len(texts))], "text": texts})
+    return PROBLEM.encode(rows, tokenizer, {} if taught else None, max_tokens)
+
+
+def test_of_a_long_text_each_token_is_counted_once_in_some_window_but_the_first(tokenizer: Tokenizer) -> None:
+    text = " ".join(TEXTS * 3)
+    first, last = ends(tokenizer)
+    whole = [first, *tokenizer.encode(text, add_special_tokens=False).ids, last]
+    windows = encoded(tokenizer, [text], taught=True)
+    assert len(windows) > 3
+    assert not windows["truncated"].any()
+    counted = [
+        token
+        for ids, mask in windows.select("input_ids", "counted").iter_rows()
+        for token, is_counted in zip(ids, mask, strict=True)
+        if is_counted
+    ]
+    assert counted == whole[1:]
+    assert windows["labels"].explode().filter(windows["labels"].explode() >= 0).to_list() == counted
+
+
+def test_a_text_that_never_ends_is_read_as_far_as_sixty_four_windows_and_says_so(tokenizer: Tokenizer) -> None:
+    windows = encoded(tokenizer, ["the sea " * 2000])
+    assert len(windows) == 64
+    assert windows["truncated"].all()
+
+
+def test_no_character_of_any_language_is_unknown(tokenizer: Tokenizer) -> None:
+    texts = ["人工智能是未来科技发展的关键", "🙂🙃", "مرحبا"]
+    for text, ids in zip(texts, encoded(tokenizer, texts, max_tokens=512)["input_ids"], strict=True):
+        assert tokenizer.decode(ids.to_list()) == text
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_is_surprising_is_what_transformers_calls_the_loss(tokenizer: Tokenizer, architecture: str) -> None:
+    model = decoder(architecture, tokenizer.get_vocab_size())
+    rows = encoded(tokenizer, TEXTS[:4])
+    batch = {name: torch.from_numpy(array) for name, array in PROBLEM.batch(rows, 0).items()}
+    with torch.inference_mode():
+        nll, num, *_ = decoder_with_cache(model)(**batch)
+        for row, ids in enumerate(rows["input_ids"]):
+            alone = torch.tensor([ids.to_list()])
+            expected = float(model(input_ids=alone, labels=alone).loss) * (len(ids) - 1)
+            assert float(nll[row]) == pytest.approx(expected, rel=1e-4)
+            assert int(num[row]) == len(ids) - 1
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_texts_that_are_packed_into_one_row_do_not_see_each_other(tokenizer: Tokenizer, architecture: str) -> None:
+    model = decoder(architecture, tokenizer.get_vocab_size())
+    rows = encoded(tokenizer, TEXTS[:3], taught=True)
+    packed = PROBLEM.packed(rows, int(rows["input_ids"].list.len().sum()), seed=1)
+    assert len(packed) == 1
+    batch = {name: torch.from_numpy(array) for name, array in PROBLEM.batch(packed, 0).items()}
+    with torch.inference_mode():
+        together = model(**batch).logits[0]
+        for start, end in itertools.pairwise([*np.flatnonzero(batch["position_ids"][0] == 0), len(together)]):
+            alone = model(input_ids=batch["input_ids"][:, start:end]).logits[0]
+            torch.testing.assert_close(together[start:end], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_packed_rows_are_full_and_hold_every_token_in_its_order(tokenizer: Tokenizer) -> None:
+    rows = encoded(tokenizer, [" ".join(TEXTS * 2), *TEXTS], taught=True)
+    packed = PROBLEM.packed(rows, MAX_TOKENS, seed=1)
+    assert packed["input_ids"].list.len().unique().to_list() == [MAX_TOKENS]
+    assert len(packed) == rows["input_ids"].list.len().sum() // MAX_TOKENS
+    learned = Counter(packed["input_ids"].explode().to_list())
+    assert learned <= Counter(rows["input_ids"].explode().to_list())
+    assert packed["position_ids"].list.first().unique().to_list() == [0]
+
+
+def test_the_cache_writes_what_transformers_writes(exported: Any, tokenizer: Tokenizer) -> None:
+    model, session = exported
+    _, last = ends(tokenizer)
+    for text in TEXTS[:3]:
+        (prompt,) = prompts_of([text[:12]], tokenizer, MAX_TOKENS, 16, cut=False)
+        expected = model.generate(
+            input_ids=torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+            max_new_tokens=16,
+            min_new_tokens=1,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=last,
+            pad_token_id=0,
+        )[0, len(prompt) :].tolist()
+        assert write(session, [prompt], last, Sampling(max_new_tokens=16)) == [
+            [token for token in expected if token != last]
+        ]
+
+
+def test_prompts_side_by_side_write_what_each_writes_alone(exported: Any, tokenizer: Tokenizer) -> None:
+    _, session = exported
+    _, last = ends(tokenizer)
+    prompts = prompts_of([text[:size] for size, text in enumerate(TEXTS, 3)], tokenizer, MAX_TOKENS, 8, cut=True)
+    alone = [write(session, [prompt], last, Sampling(max_new_tokens=8))[0] for prompt in prompts]
+    heard: list[tuple[int, int]] = []
+    together = write(session, prompts, last, Sampling(max_new_tokens=8), lambda row, token: heard.append((row, token)))
+    assert together == alone
+    assert [[token for row, token in heard if row == place] for place in range(len(prompts))] == alone
+
+
+def test_a_window_says_the_same_of_a_text_whoever_is_beside_it(exported: Any, tokenizer: Tokenizer) -> None:
+    _, session = exported
+    rows = encoded(tokenizer, TEXTS)
+    together = run(session, PROBLEM, rows, 0, 64)
+    for place in range(len(rows)):
+        alone = run(session, PROBLEM, rows[[place]], 0, 64)
+        assert alone["nll"][0] == pytest.approx(together["nll"][place], rel=1e-4)
+
+
+def test_chance_is_as_the_model_has_it_and_the_same_for_one_seed(exported: Any, tokenizer: Tokenizer) -> None:
+    model, session = exported
+    _, last = ends(tokenizer)
+    (prompt,) = prompts_of(["The sea"], tokenizer, MAX_TOKENS, 8, cut=False)
+    greedy = write(session, [prompt], last, Sampling(8))
+    assert write(session, [prompt], last, Sampling(8, temperature=1.0, top_k=1)) == greedy
+    assert write(session, [prompt], last, Sampling(8, temperature=1.0, top_p=1e-9)) == greedy
+    drawn = write(session, [prompt], last, Sampling(8, temperature=1.5, seed=3))
+    assert write(session, [prompt], last, Sampling(8, temperature=1.5, seed=3)) == drawn
+    many = write(session, [prompt] * 1000, last, Sampling(1, temperature=2.0, seed=1))
+    firsts = Counter(token for (token,) in many)
+    with torch.inference_mode():
+        found = model(input_ids=torch.tensor([prompt])).logits[0, -1]
+    logits = found.clone()
+    logits[last] = -torch.inf
+    expected = torch.softmax(logits.double() / 2, -1).numpy()
+    for token, probability in enumerate(expected):
+        assert abs(firsts[token] / 1000 - probability) < 5 * math.sqrt(probability * (1 - probability) / 1000) + 0.002
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_or_loses_its_beginning(tokenizer: Tokenizer) -> None:
+    texts = ["short", "the sea " * 40]
+    with pytest.raises(DataError, match=r"Prompt 2 has .* tokens, and 8 more would not fit into the 32"):
+        prompts_of(texts, tokenizer, MAX_TOKENS, 8, cut=False)
+    short, long = prompts_of(texts, tokenizer, MAX_TOKENS, 8, cut=True)
+    assert len(short) < len(long) == MAX_TOKENS - 8
+    assert tokenizer.decode(long).endswith("the sea ")
+
+
+def test_a_character_is_said_when_all_of_its_bytes_have_come(tokenizer: Tokenizer) -> None:
+    pieces: list[str] = []
+    hear = said(tokenizer, pieces.append)
+    ids = tokenizer.encode("sea 🙂!", add_special_tokens=False).ids
+    assert len(ids) > 5
+    for token in ids:
+        hear(token)
+    assert "".join(pieces) == "sea 🙂!"
+    assert "🙂" in pieces
+
+
+def test_a_tokenizer_without_an_end_is_refused() -> None:
+    from tokenizers import models
+
+    with pytest.raises(ParamsError, match="no token for the end of a text"):
+        ends(Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
+
+
+def slow_bits(train: list[str], text: str) -> float:
+    """The formula, word for word."""
+    learned = [[257] * 4 + list(one.encode()) + [256] for one in train]
+    total = 0.0
+    asked = [257] * 4 + list(text.encode()) + [256]
+    for place in range(4, len(asked)):
+        probability = 1 / 257
+        for size in range(5):
+            history = asked[place - size : place]
+            following = Counter(
+                one[at] for one in learned for at in range(4, len(one)) if one[at - size : at] == history
+            )
+            seen, kinds = following.total(), len(following)
+            if seen:
+                probability = (following[asked[place]] + kinds * probability) / (seen + kinds)
+        total -= math.log2(probability)
+    return total
+
+
+def test_the_byte_5gram_is_its_formula() -> None:
+    asked = ["The sun sets in the sea.", "", "人工", "zzz"]
+    found = _byte_ngram.bits(TEXTS, asked)
+    assert found.tolist() == pytest.approx([slow_bits(TEXTS, text) for text in asked])
+    assert _byte_ngram.bits(TEXTS, TEXTS).sum() < 0.4 * _byte_ngram.bits(TEXTS[:1], TEXTS).sum()
+
+
+def test_repetition_is_the_share_of_runs_of_four_words_that_were_there_before() -> None:
+    answers = pl.DataFrame(
+        {"continuation": ["a b c d a b c d", "a b c", "a b c d e"], "bits_per_byte": [1.0, 2.0, 3.0]},
+        schema=PROBLEM.answer_schema({}),
+    )
+    rows = PROBLEM.examples().head(3)
+    assert PROBLEM.score(rows, answers, {})["repetition"].to_list() == pytest.approx([1 / 5, 0.0, 0.0])
+    measured = PROBLEM.measure(rows, answers, {}, np.ones((1, 3)), 5)
+    sizes = rows["text"].str.len_bytes().to_numpy()
+    assert measured["bits_per_byte"][0] == pytest.approx((sizes * [1, 2, 3]).sum() / sizes.sum())
+
+
+def test_nothing_is_learned_from_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no text"):
+        PROBLEM.signature(PROBLEM.examples().head(0))
