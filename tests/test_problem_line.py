@@ -1,5 +1,6 @@
 """Every problem on the whole line, small: learned from its own examples, released, asked, watched."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,11 +8,15 @@ import numpy as np
 import polars as pl
 import pytest
 
+from flows.generate import generate
+from flows.predict import predict
 from flows.recipes import add
+from flows.score import score
 from tasks import problems
 from tasks.answers import open_answerer
 from tasks.deploy import deploy
 from tasks.descriptors import describe
+from tasks.errors import DataError, ParamsError
 from tasks.golden import differences
 from tasks.monitor import judge_window, open_subject
 from tasks.params import load_model
@@ -19,6 +24,7 @@ from tasks.paths import Paths
 from tasks.release import read_release
 from tasks.runtime import load_runtime
 from tasks.shards import read_json, sha256_of, write_json
+from tasks.writing import Sampling
 from tests.conftest import REPOSITORY, Line, shrunk, walk, write_params
 from tests.test_problems import NAMES
 
@@ -151,3 +157,37 @@ def test_rows_longer_than_the_model_are_described_one_by_one(line: Line) -> None
     for place, row in enumerate(described.iter_rows()):
         assert describe(rows[[place]], runtime).row(0) == row
     assert described["tokens_per_word"].min() > 0.5
+
+
+def test_it_is_asked_from_a_terminal_and_a_file(
+    line: Line, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = problems.load(line.params.problem)
+    monkeypatch.chdir(line.paths.root)
+    rows = problem.examples().select(problem.inputs)
+    texts = [row[0] if len(row) == 1 else json.dumps(dict(zip(rows.columns, row, strict=True))) for row in rows.rows()]
+    predict("mine", texts, as_json=False)
+    assert len(capsys.readouterr().out.splitlines()) == len(texts)
+    rows.write_parquet("rows.parquet")
+    score("mine", Path("rows.parquet"), Path("scored.parquet"), force=False)
+    assert set(problem.answer_schema({"labels": []})) <= set(pl.read_parquet("scored.parquet").columns)
+
+
+def test_what_writes_goes_on_with_a_prompt_and_what_does_not_says_so(
+    line: Line, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(line.paths.root)
+    if not problems.load(line.params.problem).decoding:
+        with pytest.raises(ParamsError, match=r"writes no text. Ask it with mill predict mine"):
+            generate("mine", "The sun", Sampling())
+        return
+    for prompt in ("The sun rises in", "人工智能是未来科技"):
+        generate("mine", prompt, Sampling(max_new_tokens=20))
+        said = capsys.readouterr()
+        assert said.out.startswith(prompt)
+        assert len(said.out) > len(prompt) + 1
+        assert said.err.rstrip().endswith("tokens")
+    with pytest.raises(DataError, match="The prompt is empty"):
+        generate("mine", " ", Sampling())
+    with pytest.raises(DataError, match="would not fit"):
+        generate("mine", "The sun rises " * 50, Sampling())
