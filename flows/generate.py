@@ -8,9 +8,8 @@ from flows.predict import checked
 from flows.store import usable
 from tasks.errors import DataError, ParamsError
 from tasks.params import load_model
-from tasks.problems._text import ends
 from tasks.runtime import load_runtime
-from tasks.writing import Sampling, prompts_of, said, write
+from tasks.writing import Sampling, Speaker
 
 
 def generate(model: str, prompt: str, sampling: Sampling) -> None:
@@ -33,10 +32,10 @@ def generate(model: str, prompt: str, sampling: Sampling) -> None:
     tidied = runtime.tidied(pl.DataFrame({column: [text]}))[column][0]
     if not tidied.strip():
         raise DataError("The prompt is empty. Say with what the text begins.")
-    prompts = prompts_of([tidied], runtime.tokenizer, runtime.max_tokens, sampling.max_new_tokens, cut=False)
-    _, last = ends(runtime.tokenizer)
+    prompts = runtime.writer.prompts([tidied], sampling.max_new_tokens, cut=False)
     print(tidied, end="", flush=True)
-    hear = said(runtime.tokenizer, lambda piece: print(piece, end="", flush=True))
-    written = write(runtime.session, prompts, last, sampling, lambda _, token: hear(token))
+    speaker = Speaker(runtime.tokenizer, lambda piece: print(piece, end="", flush=True))
+    written = runtime.writer.write(prompts, sampling, lambda _, token: speaker.hear(token))
+    speaker.end()
     print(flush=True)
     print(f"{release.version}, {len(written[0])} tokens", file=sys.stderr)

@@ -20,10 +20,10 @@ from tasks.normalise import normalised, untidy
 from tasks.params import Tidy
 from tasks.problems import Problem, Signature
 from tasks.problems._decoder import EMPTY_PLACES
-from tasks.problems._text import begins_row, ends
+from tasks.problems._text import begins_row
 from tasks.redact import redact, suspect
 from tasks.shards import read_json
-from tasks.writing import Sampling, empty, prompts_of, write
+from tasks.writing import Sampling, Writer, empty
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -63,17 +63,21 @@ class Runtime:
         outputs = run(self.session, self.problem, encoded, self.pad_id, batch_size, advance)
         return dict(self.problem.gather(outputs, encoded))
 
+    @property
+    def writer(self) -> Writer:
+        """The model as one that writes; only a problem with `decoding` has one."""
+        return Writer(self.session, self.tokenizer, self.max_tokens)
+
     def _continued(self, rows: pl.DataFrame, batch_size: int) -> NDArray[Any]:
         """What the model writes after each row's text, without chance."""
         texts = rows[self.problem.inputs[0]].to_list()
         new = min(_NEW_TOKENS, self.max_tokens // 2)
-        prompts = prompts_of(texts, self.tokenizer, self.max_tokens, new, cut=True)
-        _, last = ends(self.tokenizer)
+        prompts = self.writer.prompts(texts, new, cut=True)
         order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
         written = np.full(len(texts), "", dtype=object)
         for start in range(0, len(order), batch_size):
             asked = order[start : start + batch_size]
-            tokens = write(self.session, [prompts[row] for row in asked], last, Sampling(max_new_tokens=new))
+            tokens = self.writer.write([prompts[row] for row in asked], Sampling(max_new_tokens=new))
             written[asked] = self.tokenizer.decode_batch(tokens)
         return written
 

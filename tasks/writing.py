@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import DataError
 from tasks.problems._decoder import EMPTY_PLACES
-from tasks.problems._text import ends
+from tasks.problems._text import ends, specials
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -61,11 +61,12 @@ def write(
     last: int,
     sampling: Sampling,
     heard: Callable[[int, int], None] = lambda _row, _token: None,
+    never: Sequence[int] = (),
 ) -> list[list[int]]:
     """The tokens that follow each prompt, side by side, one at least, up to `last` (left out) or `max_new_tokens`.
 
-    `heard` gets the prompt's number and each token as soon as it is drawn. A prompt's draws depend on the seed and on
-    no other prompt.
+    `heard` gets the prompt's number and each token as soon as it is drawn; what it raises ends the writing. A prompt's
+    draws depend on the seed and on no other prompt. Of the tokens `never` none is drawn.
     """
     written: list[list[int]] = [[] for _ in prompts]
     if not prompts or sampling.max_new_tokens < 1:
@@ -79,6 +80,7 @@ def write(
     is_open_B = np.ones(len(prompts), np.bool_)
     for step in range(sampling.max_new_tokens):
         logits_BV = cache.read(ids_BT, mask_BT)
+        logits_BV[:, list(never)] = -np.inf
         if step == 0:
             logits_BV[:, last] = -np.inf  # whoever asks for more of a text is not told that it is over
         next_B = np.array([_drawn(logits_BV[row], sampling, draws[row]) for row in range(len(prompts))])
@@ -91,6 +93,30 @@ def write(
         # What has ended is no longer looked at, and keeps its place beside the others.
         ids_BT, mask_BT = next_B[:, None], np.ones((len(prompts), 1), np.int64)
     return written
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A decoder with the tokenizer that it learned with, and how many tokens it reads at most."""
+
+    session: "InferenceSession"
+    tokenizer: "Tokenizer"
+    max_tokens: int
+
+    def prompts(self, texts: Sequence[str], new: int, *, cut: bool) -> list[list[int]]:
+        """What `prompts_of` says."""
+        return prompts_of(texts, self.tokenizer, self.max_tokens, new, cut=cut)
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        heard: Callable[[int, int], None] = lambda _row, _token: None,
+    ) -> list[list[int]]:
+        """What `write` says, with tokens that stand for text alone."""
+        _, last = ends(self.tokenizer)
+        never = [token for token in specials(self.tokenizer) if token != last]
+        return write(self.session, prompts, last, sampling, heard, never)
 
 
 def empty(session: "InferenceSession", name: str, num_rows: int, num_places: int) -> NDArray[Any]:
@@ -141,15 +167,24 @@ def _drawn(logits_V: NDArray[np.float32], sampling: Sampling, random: np.random.
     return int(kept[min(int(np.searchsorted(reached, random.random(), side="right")), len(kept) - 1)])
 
 
-def said(tokenizer: "Tokenizer", say: Callable[[str], None]) -> Callable[[int], None]:
-    """Takes the tokens of one text as they come, and says each piece as soon as its characters are whole."""
-    from tokenizers.decoders import DecodeStream
+class Speaker:
+    """Says the tokens of one text as they come: each piece as soon as its characters are whole."""
 
-    stream = DecodeStream(skip_special_tokens=True)
+    def __init__(self, tokenizer: "Tokenizer", say: Callable[[str], None]) -> None:
+        from tokenizers.decoders import DecodeStream
 
-    def hear(token: int) -> None:
-        piece = stream.step(tokenizer, token)
-        if piece:
-            say(piece)
+        self._tokenizer, self._say = tokenizer, say
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._waiting: list[int] = []
 
-    return hear
+    def hear(self, token: int) -> None:
+        """Say what this token makes whole."""
+        self._waiting.append(token)
+        if piece := self._stream.step(self._tokenizer, token):
+            self._waiting.clear()
+            self._say(piece)
+
+    def end(self) -> None:
+        """Say what is left, with a replacement character for bytes that have become none."""
+        if piece := self._tokenizer.decode(self._waiting):
+            self._say(piece)

@@ -21,7 +21,7 @@ from tasks.problems._text import ends
 from tasks.problems.text_generation import PROBLEM
 from tasks.runtime import open_session, run
 from tasks.tokenize import train_tokenizer
-from tasks.writing import Sampling, prompts_of, said, write
+from tasks.writing import Sampling, Speaker, prompts_of, write
 
 MAX_TOKENS = 32
 TEXTS = PROBLEM.examples()["text"].to_list()
@@ -197,13 +197,24 @@ def test_a_prompt_that_leaves_no_room_is_refused_or_loses_its_beginning(tokenize
 
 def test_a_character_is_said_when_all_of_its_bytes_have_come(tokenizer: Tokenizer) -> None:
     pieces: list[str] = []
-    hear = said(tokenizer, pieces.append)
+    speaker = Speaker(tokenizer, pieces.append)
     ids = tokenizer.encode("sea 🙂!", add_special_tokens=False).ids
     assert len(ids) > 5
     for token in ids:
-        hear(token)
+        speaker.hear(token)
+    speaker.end()
     assert "".join(pieces) == "sea 🙂!"
     assert "🙂" in pieces
+
+
+def test_bytes_that_became_no_character_are_said_at_the_end(tokenizer: Tokenizer) -> None:
+    pieces: list[str] = []
+    speaker = Speaker(tokenizer, pieces.append)
+    for token in tokenizer.encode("sea 🙂", add_special_tokens=False).ids[:-1]:
+        speaker.hear(token)
+    assert "".join(pieces) == "sea "
+    speaker.end()
+    assert set("".join(pieces).removeprefix("sea ")) == {"\ufffd"}
 
 
 def test_a_tokenizer_without_an_end_is_refused() -> None:

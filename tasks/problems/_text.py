@@ -55,6 +55,11 @@ def ends(tokenizer: "Tokenizer") -> tuple[int, int]:
     return (ids[0] if ids else last), last
 
 
+def specials(tokenizer: "Tokenizer") -> list[int]:
+    """The tokens that stand for no text, in order."""
+    return sorted(number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special)
+
+
 def pooled(hidden_BTD: "Tensor", attention_mask_BT: "Tensor") -> "Tensor":
     """The mean of the last layer over the tokens that are no padding, BD (Reimers and Gurevych 2019)."""
     mask_BT1 = attention_mask_BT[:, :, None].to(hidden_BTD.dtype)

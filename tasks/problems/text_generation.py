@@ -186,9 +186,10 @@ class TextGeneration:
     def answer(
         self, rows: pl.DataFrame, outputs: Arrays, signature: Signature, calibration: Mapping[str, float]
     ) -> pl.DataFrame:
-        bits_N = outputs["nll"] / np.log(2)
+        # What lies behind the fourth place depends on what was computed beside it.
+        bits_N = np.round(outputs["nll"] / np.log(2) / _num_bytes(rows), 4)
         written = outputs.get("continuation", np.full(len(rows), "", dtype=object))
-        return pl.DataFrame({"continuation": list(written), "bits_per_byte": bits_N / _num_bytes(rows)}, schema=_ANSWER)
+        return pl.DataFrame({"continuation": list(written), "bits_per_byte": bits_N}, schema=_ANSWER)
 
     def answer_schema(self, signature: Signature) -> pl.Schema:
         return _ANSWER
