@@ -35,7 +35,7 @@ class Answerer:
 
     def answer(self, rows: pl.DataFrame, batch_size: int) -> pl.DataFrame:
         """For each row of the problem's inputs, in order: the answer, or nulls and a `reason`; and the `version`."""
-        numbered = self._numbered(rows)
+        numbered = self.numbered(rows)
         asked = numbered.filter(pl.col("reason").is_null())
         answers = self._computed(asked, batch_size)[0].with_columns(asked["number"])
         return (
@@ -46,7 +46,7 @@ class Answerer:
 
     def traced(self, rows: pl.DataFrame, batch_size: int) -> list[Traced]:
         """The same, a row each, with what the journal keeps."""
-        numbered = self._numbered(rows)
+        numbered = self.numbered(rows)
         asked = numbered.filter(pl.col("reason").is_null())
         answers, embeddings = self._computed(asked, batch_size)
         computed = iter(zip(answers.to_dicts(), embeddings, strict=True))
@@ -58,7 +58,7 @@ class Answerer:
             traced.append(Traced(answer, reason, inputs, embedding))
         return traced
 
-    def _numbered(self, rows: pl.DataFrame) -> pl.DataFrame:
+    def numbered(self, rows: pl.DataFrame) -> pl.DataFrame:
         """The rows tidied, with number and id, and the reason where there can be no answer."""
         inputs = self.runtime.problem.inputs
         missing = [pl.when(pl.col(name).is_null()).then(pl.lit(f"{name} is missing")) for name in inputs]

@@ -219,7 +219,8 @@ class TextGeneration:
         bytes_N = _num_bytes(rows)
         bits_R = weights_RN @ (scored["bits_per_byte"].to_numpy() * bytes_N)
         words_N = np.maximum(rows["text"].str.count_matches(r"\w+").to_numpy(), 1)
-        with np.errstate(over="ignore"):  # a model can be infinitely surprised
+        # A model can be infinitely surprised; and of a small slice a resample may have drawn no row.
+        with np.errstate(over="ignore", invalid="ignore"):
             return {
                 "bits_per_byte": bits_R / (weights_RN @ bytes_N),
                 "word_perplexity": np.exp2(bits_R / (weights_RN @ words_N)),

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
@@ -11,14 +11,14 @@ from starlette.exceptions import HTTPException
 
 from tasks.database import JournalError
 from tasks.journal import Journal
-from tasks.serving import docs, health, inference, predictions
+from tasks.serving import completions, docs, health, inference, predictions
 from tasks.serving.batcher import Busy
 from tasks.serving.keys import Denied, Keys, TooOften
 from tasks.serving.limits import BodyLimits
 from tasks.serving.live import Live, UnknownModel
 from tasks.serving.logs import RequestLog, log_loop_errors
 from tasks.serving.metrics import Metrics
-from tasks.serving.replies import Json, errors
+from tasks.serving.replies import Json, errors, fault
 from tasks.serving.requests import BadRequest
 from tasks.serving.retention import Retention
 from tasks.serving.service import Service
@@ -63,6 +63,7 @@ def create_app(live: Live, serving: Serving, journal: Journal, keys: Keys, *, ke
     health.add_routes(app, service)
     predictions.add_routes(app, service)
     inference.add_routes(app, service)
+    completions.add_routes(app, service)
     docs.add_routes(app, live)
     return app
 
@@ -70,36 +71,34 @@ def create_app(live: Live, serving: Serving, journal: Journal, keys: Keys, *, ke
 def _explain_errors(app: FastAPI) -> None:
     """Whatever a caller or an operator can mend is answered with a sentence; anything else is a defect and a 500."""
 
-    async def refused(_: Request, error: Exception) -> Response:
-        status = error.status if isinstance(error, BadRequest | Denied) else 404
-        headers = {"WWW-Authenticate": "Bearer"} if status == 401 else {}
-        return Json({"error": str(error)}, status_code=status, headers=headers)
+    def said(request: Request, sentence: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+        return Json(fault(request.url.path, sentence), status_code=status, headers=headers)
 
-    async def later(_: Request, error: Exception) -> Response:
+    async def refused(request: Request, error: Exception) -> Response:
+        status = error.status if isinstance(error, BadRequest | Denied) else 404
+        return said(request, str(error), status, {"WWW-Authenticate": "Bearer"} if status == 401 else None)
+
+    async def later(request: Request, error: Exception) -> Response:
         seconds = error.retry_after if isinstance(error, Busy | TooOften) else 1
         too_often = isinstance(error, TooOften)
         why = "This client has used up its rate." if too_often else "More is asked than can be answered now."
-        sentence = f"{why} Ask again in {seconds} s."
-        return Json({"error": sentence}, status_code=429, headers={"Retry-After": str(seconds)})
+        return said(request, f"{why} Ask again in {seconds} s.", 429, {"Retry-After": str(seconds)})
 
-    async def not_kept(_: Request, error: Exception) -> Response:
+    async def not_kept(request: Request, error: Exception) -> Response:
         log.error("the journal failed", extra={"reason": str(error)})
-        sentence = f"{error} No answer goes out that is not in the journal."
-        return Json({"error": sentence}, status_code=503, headers={"Retry-After": "5"})
+        return said(request, f"{error} No answer goes out that is not in the journal.", 503, {"Retry-After": "5"})
 
     async def no_route(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 404
-        headers = error.headers if isinstance(error, HTTPException) else None
         sentence = {
             404: "There is nothing at this address. /docs lists what there is.",
             405: f"{request.method} is not what this address takes. /docs says what is.",
         }.get(status, f"{HTTPStatus(status).phrase}.")
-        return Json({"error": sentence}, status_code=status, headers=headers)
+        return said(request, sentence, status, error.headers if isinstance(error, HTTPException) else None)
 
-    async def failed(_: Request, __: Exception) -> Response:
-        sentence = "The server failed at this request. Its log says where."
+    async def failed(request: Request, _: Exception) -> Response:
         # uvicorn closes the connection after a defect: unless that is said, the next request on it would be cut off.
-        return Json({"error": sentence}, status_code=500, headers={"Connection": "close"})
+        return said(request, "The server failed at this request. Its log says where.", 500, {"Connection": "close"})
 
     app.add_exception_handler(BadRequest, refused)
     app.add_exception_handler(Denied, refused)

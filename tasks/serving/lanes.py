@@ -41,7 +41,7 @@ def spread(num_threads: int) -> tuple[int, int]:
 
 def lanes_of(answerer: Answerer, num_lanes: int, batch_rows: int) -> list[Callable[[list[Row]], Sequence[Traced]]]:
     """Functions from rows to their answers. Each may be called by one thread at a time, all at once."""
-    return [_lane(_with_own_tokenizer(answerer), batch_rows) for _ in range(num_lanes)]
+    return [_lane(with_own_tokenizer(answerer), batch_rows) for _ in range(num_lanes)]
 
 
 def _lane(answerer: Answerer, batch_rows: int) -> Callable[[list[Row]], Sequence[Traced]]:
@@ -54,8 +54,8 @@ def _lane(answerer: Answerer, batch_rows: int) -> Callable[[list[Row]], Sequence
     return answer
 
 
-def _with_own_tokenizer(answerer: Answerer) -> Answerer:
-    # A tokenizer is told how to truncate before it encodes, which another thread must not come between.
+def with_own_tokenizer(answerer: Answerer) -> Answerer:
+    """A copy for one thread: a tokenizer is told how to cut before it encodes, which no other may come between."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(answerer.runtime.tokenizer.to_str())

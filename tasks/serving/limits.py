@@ -8,6 +8,8 @@ import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from tasks.serving.replies import fault
+
 # All bodies together may hold so many times what one may: the server's memory has a bound, whoever connects.
 _BODIES = 32
 
@@ -66,18 +68,20 @@ class BodyLimits:
         told = dict(scope["headers"]).get(b"content-length", b"")
         num_bytes = int(told) if told.isdigit() else 0
         if num_bytes > self._max_bytes:
-            await self._refuse_size(send)
+            await self._refuse_size(scope, send)
             return
         held = _Held(self)
         try:
             held.grow_to(num_bytes)
             messages = await self._read(receive, held)
         except _TooMuch:
-            await _refuse(send, 429, "More is sent than can be held now. Ask again in 1 s.", (b"retry-after", b"1"))
+            await _refuse(
+                scope, send, 429, "More is sent than can be held now. Ask again in 1 s.", (b"retry-after", b"1")
+            )
         except _TooLarge:
-            await self._refuse_size(send)
+            await self._refuse_size(scope, send)
         except TimeoutError:
-            await _refuse(send, 408, _too_slow("body", self._seconds))
+            await _refuse(scope, send, 408, _too_slow("body", self._seconds))
         except _Gone:
             pass
         else:
@@ -101,8 +105,10 @@ class BodyLimits:
                 if not message.get("more_body", False):
                     return messages
 
-    async def _refuse_size(self, send: Send) -> None:
-        await _refuse(send, 413, f"The body is larger than {self._max_bytes:,} bytes. Send fewer rows at a time.")
+    async def _refuse_size(self, scope: Scope, send: Send) -> None:
+        await _refuse(
+            scope, send, 413, f"The body is larger than {self._max_bytes:,} bytes. Send fewer rows at a time."
+        )
 
 
 def _replayed(messages: list[Message], receive: Receive) -> Receive:
@@ -114,10 +120,10 @@ def _replayed(messages: list[Message], receive: Receive) -> Receive:
     return replay
 
 
-async def _refuse(send: Send, status: int, sentence: str, *headers: tuple[bytes, bytes]) -> None:
+async def _refuse(scope: Scope, send: Send, status: int, sentence: str, *headers: tuple[bytes, bytes]) -> None:
     every = [(b"content-type", b"application/json"), (b"connection", b"close"), *headers]
     await send({"type": "http.response.start", "status": status, "headers": every})
-    await send({"type": "http.response.body", "body": orjson.dumps({"error": sentence})})
+    await send({"type": "http.response.body", "body": orjson.dumps(fault(scope["path"], sentence))})
 
 
 def _too_slow(what: str, seconds: float) -> str:
@@ -173,7 +179,7 @@ def protocol(seconds: float) -> type[HttpToolsProtocol]:
                 return
             # An answer to an earlier request on this connection may still be under way: nothing is mixed into it.
             if self.cycle is None or self.cycle.response_complete:
-                content = orjson.dumps({"error": sentence})
+                content = orjson.dumps({"error": sentence})  # which route it was for is not known yet
                 head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
                 head += f"connection: close\r\ncontent-length: {len(content)}\r\n\r\n"
                 self.transport.write(head.encode("ascii") + content)

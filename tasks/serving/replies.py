@@ -18,9 +18,25 @@ class Json(Response):
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+# How OpenAI's clients look for the sentence.
+_OPENAI_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {"error": {"type": "object", "required": ["message"], "properties": {"message": {"type": "string"}}}},
+}
+OPENAI = "/v1/"
+
+
+def fault(path: str, sentence: str) -> dict[str, Any]:
+    """What the route at `path` answers when something is wrong."""
+    if not path.startswith(OPENAI):
+        return {"error": sentence}
+    return {"error": {"message": sentence, "type": "invalid_request_error", "param": None, "code": None}}
+
+
+def errors(*statuses: int, openai: bool = False) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's description of what a route answers when something is wrong."""
-    content = {"application/json": {"schema": _ERROR}}
+    content = {"application/json": {"schema": _OPENAI_ERROR if openai else _ERROR}}
     return {status: {"description": "What is wrong, in a sentence.", "content": content} for status in statuses}
 
 

@@ -18,11 +18,12 @@ from tasks.labels import Label, targets_of
 from tasks.private_labels import redacted
 from tasks.serving.batcher import Busy, Retired
 from tasks.serving.keys import Client, Keys, Scope
-from tasks.serving.lanes import Row
+from tasks.serving.lanes import Row, cores
 from tasks.serving.live import Live
 from tasks.serving.metrics import Metrics
 from tasks.serving.served import Served
 from tasks.serving.settings import Serving
+from tasks.serving.writers import Wanted, Writers, Writing
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Service:
     _labelling: set["asyncio.Future[int]"] = field(default_factory=set)
     # Of their own: where the journal hangs, they take the threads of nobody else.
     _label_threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "labels"))
+    _writers: list[Writers] = field(default_factory=list)  # none before somebody asks for one
 
     def admit(self, request: Request, scope: Scope, authorization: str | None = None) -> Client | None:
         """Who asks, by the request's header where none is given; None where no keys are in use.
@@ -82,7 +84,7 @@ class Service:
             self._check_journal(len(rows))
             served, traced = await self._compute(model, rows)
             accept(served, traced)
-            ids = [None if row.reason else uuid.uuid4().hex for row in traced]
+            ids = [None if row.reason else self.new_id() for row in traced]
             latency_ms = round(1000 * (time.perf_counter() - started), 3)
             answered = Answered(served, ids, traced, latency_ms)
             lines = _journal_lines(answered, client)
@@ -93,6 +95,31 @@ class Service:
                 self.metrics.journal_seconds.observe(time.perf_counter() - written)
                 self._copy_to_shadow(rows, answered, client)
         return answered
+
+    def write(self, served: Served, wanted: Wanted, client: Client | None) -> Writing:
+        """Have texts written, each into the journal when it is whole or its caller has gone.
+
+        Raises Busy and JournalError.
+        """
+        self._check_journal(len(wanted.prompts))
+
+        def keep(served: Served, traced: Traced, latency_ms: float) -> str:
+            line = self.new_id()
+            lines = _journal_lines(Answered(served, [line], [traced], latency_ms), client)
+            try:
+                self.journal.record(lines).result(self.serving.journal_seconds)
+            except TimeoutError:
+                raise self._too_late() from None
+            return line
+
+        if not self._writers:
+            self._writers.append(Writers(self.serving.threads or cores()))
+        return self._writers[0].start(served, wanted, keep)
+
+    @staticmethod
+    def new_id() -> str:
+        """Of an answer, by which it is found in the journal."""
+        return uuid.uuid4().hex
 
     async def label(self, served: Served, labels: Sequence[Label], client: Client | None) -> int:
         """Keep labels; how many are new. Raises Busy, UnknownPrediction, and JournalError where that cannot be."""
@@ -124,6 +151,8 @@ class Service:
         if under_way:
             await asyncio.wait(under_way, timeout=self.serving.journal_seconds)
         self._label_threads.shutdown(wait=False)
+        for writers in self._writers:
+            await asyncio.to_thread(writers.close)
 
     def _check_journal(self, num_rows: int) -> None:
         """Raise Busy or JournalError where an answer could not be written down in time: before it is computed."""
@@ -138,10 +167,13 @@ class Service:
         try:
             await asyncio.wait_for(written, self.serving.journal_seconds)
         except TimeoutError:
-            raise JournalError(
-                f"The journal has not written the answer down within {self.serving.journal_seconds:g} s "
-                "(flows.serve.journal_seconds)."
-            ) from None
+            raise self._too_late() from None
+
+    def _too_late(self) -> JournalError:
+        return JournalError(
+            f"The journal has not written the answer down within {self.serving.journal_seconds:g} s "
+            "(flows.serve.journal_seconds)."
+        )
 
     async def _compute(self, model: str, rows: Sequence[Row]) -> tuple[Served, Sequence[Traced]]:
         while True:
@@ -174,7 +206,7 @@ class Service:
         try:
             traced = await asyncio.wrap_future(shadow.batcher.submit(rows))
             pairs = zip(traced, answered.ids, strict=True)
-            ids = [None if row.reason or copied is None else uuid.uuid4().hex for row, copied in pairs]
+            ids = [None if row.reason or copied is None else self.new_id() for row, copied in pairs]
             copy = Answered(shadow, ids, traced, round(1000 * (time.perf_counter() - started), 3))
             lines = _journal_lines(copy, client, answered.ids)
             if lines:
