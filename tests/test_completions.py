@@ -21,6 +21,7 @@ from tasks.release import read_release
 from tasks.shards import write_json
 from tests.conftest import REPOSITORY, Line, walk, write_params
 from tests.model_server import Running, running, use
+from tests.test_schemathesis import asked_by_schema
 
 PROMPT = "The sun rises in"
 ASKED = {"model": "tiny", "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
@@ -256,3 +257,9 @@ def test_a_body_that_is_too_large_is_refused_as_openais_clients_read_it(root: Pa
         reply = asked(server, prompt="a" * 2000)
         assert reply.status_code == 413
         assert "larger than 1,000 bytes" in reply.json()["error"]["message"]
+
+
+def test_no_case_of_the_schema_or_against_it_is_a_defect(server: Running, tmp_path: Path) -> None:
+    statuses = asked_by_schema(server, tmp_path, 150, "^/v1/")
+    assert {404, 422} <= set(statuses)
+    assert asked(server).status_code == 200
