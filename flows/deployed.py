@@ -3,27 +3,23 @@
 Each run is a process of its own in the repository, so it runs the code that is there by then.
 """
 
-from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.states import Completed, Failed
 
-from flows.cooldown import DRIFT, Learned, held_back, learned
+from flows.cooldown import DRIFT, held_back, learned
 from flows.params import flows_of
+from flows.runs import failed_runs, has_looked, runs_since
 from flows.worktree import Busy, home_of
 from tasks.errors import MillError
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
-
-# Ends of runs that have looked at nothing. A run that ended so catches nothing up.
-AT_ONCE = ("CaughtUp", "CoolDown", "OverBudget", "Busy")
 
 
 @flow(name="retrain", flow_run_name="retrain-{model}", log_prints=True)
@@ -71,16 +67,11 @@ def _caught_up() -> State[Any] | None:
     run = _this_run()
     if run is None or run.deployment_id is None or run.expected_start_time is None:
         return None
-    for other in _runs_since(run.deployment_id, run.expected_start_time):
-        if other.id != run.id and other.state and _has_looked(other):
+    for other in runs_since(run.deployment_id, run.expected_start_time):
+        if other.id != run.id and has_looked(other):
             message = f"It was due at {run.expected_start_time:%Y-%m-%d %H:%M} UTC; {other.name} has started since."
             return Completed(name="CaughtUp", message=message)
     return None
-
-
-def _has_looked(run: "FlowRun") -> bool:
-    assert run.state is not None  # noqa: S101
-    return run.state.is_running() or (run.state.is_completed() and run.state.name not in AT_ONCE)
 
 
 def _held_back(model: str) -> State[Any] | None:
@@ -89,35 +80,12 @@ def _held_back(model: str) -> State[Any] | None:
     schedule = flows_of(model).retrain
     if schedule is None:
         return None
-    past = learned(decisions(home_of(Path()), model), _failed_runs())
-    held = held_back(past, schedule, datetime.now(UTC))
+    run, now = _this_run(), datetime.now(UTC)
+    failed = failed_runs(run.deployment_id, now) if run is not None and run.deployment_id is not None else []
+    held = held_back(learned(decisions(home_of(Path()), model), failed), schedule, now)
     return Completed(name=held[0], message=held[1]) if held else None
-
-
-def _failed_runs() -> Iterable[Learned]:
-    run = _this_run()
-    if run is None or run.deployment_id is None:
-        return
-    for other in _runs_since(run.deployment_id, datetime.now(UTC) - timedelta(weeks=1)):
-        if other.state and (other.state.is_failed() or other.state.is_crashed()) and other.end_time:
-            yield Learned(other.end_time, other.parameters.get("why") == DRIFT)
 
 
 def _this_run() -> "FlowRun | None":
     context = FlowRunContext.get()
     return context.flow_run if context else None
-
-
-def _runs_since(deployment: UUID, since: datetime) -> list["FlowRun"]:
-    """The runs of a deployment that have started since then, the last ones first."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter
-    from prefect.client.schemas.filters import FlowRunFilterStartTime as StartTime
-    from prefect.client.schemas.sorting import FlowRunSort
-
-    with get_client(sync_client=True) as client:
-        return client.read_flow_runs(
-            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])),
-            flow_run_filter=FlowRunFilter(start_time=StartTime(after_=since)),
-            sort=FlowRunSort.START_TIME_DESC,
-        )

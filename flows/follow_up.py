@@ -5,6 +5,7 @@ New are the labels of what the version in use has answered itself: it was made b
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import polars as pl
 from flows.events import NotHeard, emit_drift
 from flows.monitored import Memory, Progress, Watched
 from flows.params import Monitor
+from flows.runs import asked_in_vain
 from tasks.labelling import worth_labelling
 from tasks.monitor import ALARM, Subject, sentence
 from tasks.params import load_model
@@ -47,7 +49,8 @@ def follow_up(
     """Act on the verdict that stands. `said` is it in words, `last` the record of the last window.
 
     An alarm is made known once, and again when enough labels have come, and with every so many more: a retrain that
-    came to nothing is tried again with what has been learned since. What nobody heard is told at the next look.
+    came to nothing is tried again with what has been learned since. One that ended before it looked, in the cool-down
+    for instance, is asked for again as soon as it may begin. What nobody heard is told at the next look.
     """
     if last is None or last["verdict"] != ALARM:
         watched.wanted.unlink(missing_ok=True)
@@ -64,8 +67,8 @@ def follow_up(
             f"{num_wanted} rows worth labelling: fill in {_targets(subject)}, delete the other rows, and give it to "
             f"mill feedback {model} {watched.wanted}"
         )
-    told = memory.told
-    if is_news(told, subject.version, since, num_labels, params.min_labels):
+    told, now = memory.told, datetime.now(UTC)
+    if is_news(told, subject.version, since, num_labels, params.min_labels) or _is_due_again(root, model, told):
         payload = {
             "told": " ".join([said, *sentences]),
             "version": subject.version,
@@ -81,6 +84,7 @@ def follow_up(
             sentences.append(str(error))
         else:
             told = {"version": subject.version, "since": since, "enough": enough, "labels": num_labels}
+            told |= {"at": now.isoformat()}
             if enough:
                 sentences.append(f"{num_labels} new labels stand, so a retrain was asked for.{_if_unread(root, model)}")
     return Followed(tuple(sentences), told, None if enough else watched.wanted, num_wanted)
@@ -99,6 +103,12 @@ def is_news(told: Mapping[str, Any] | None, version: str, since: int, num_labels
     if told is None or told["version"] != version or told["since"] != since:
         return True
     return num_labels >= needed and (not told["enough"] or num_labels >= told["labels"] + needed)
+
+
+def _is_due_again(root: Path, model: str, told: Mapping[str, Any] | None) -> bool:
+    if told is None or not told["enough"] or "at" not in told:
+        return False
+    return asked_in_vain(root, model, datetime.fromisoformat(told["at"]))
 
 
 def _ask(model: str, params: Monitor, watched: Watched, journal: Windows, subject: Subject, since: int) -> int:

@@ -1,10 +1,12 @@
 """The monitor and Prefect: what a run leaves there, when drift starts a retrain, and who is told."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.states import Cancelled, Completed, Running
 
 from flows.automations import Deployed
 from flows.events import emit_drift
@@ -13,7 +15,9 @@ from flows.git import git
 from flows.monitor import monitor
 from flows.monitored import Memory, Progress, Watched
 from flows.params import load_flows
+from flows.registry import record_decision
 from flows.schedule import register
+from tasks.shards import write_json
 from tests.conftest import Line
 from tests.deployments import applied, runs_of
 from tests.scheduled import RETRAIN
@@ -83,6 +87,47 @@ def test_drift_asks_for_labels_once_and_with_enough_of_them_it_starts_the_retrai
     assert {run.state.name for run in runs} == {"Alarm"}
     keys = {artifact.key for artifact in client.read_artifacts()}
     assert {f"{MODEL}-monitor-drift", f"{MODEL}-monitor-page"} <= keys
+
+
+def asks(world: World) -> bool:
+    """Whether a look asks for a retrain."""
+    return any("a retrain was asked for" in line for line in monitor(world.root, MODEL, say=lambda _: None).advice)
+
+
+def set_cool_down(world: World, hours: float) -> None:
+    params = json.loads((world.root / "params.yaml").read_text())
+    params["flows"]["models"][MODEL]["retrain"]["cool_down_hours"] = hours
+    write_json(world.root / "params.yaml", params)
+
+
+@pytest.mark.parametrize("end", [Completed(name="CoolDown"), Cancelled(message="another one is at work")])
+def test_a_retrain_that_drift_asked_for_too_soon_is_asked_for_once_more_when_it_may_learn(world, client, end):
+    deployed = registered(world)["retrain"]
+    kept = {"model": MODEL, "verdict": "keep", "sentence": "It is no better.", "why": "schedule"}
+    kept["at"] = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
+    record_decision(world.root, git(world.root, "rev-parse", "HEAD"), kept)
+    world.label(dict.fromkeys(world.ask(ODD[: 2 * WINDOW])[:2], "negative"))
+    assert asks(world)
+    [first] = wait_until(lambda: runs_of(client, deployed))
+    assert not asks(world), "the run that was asked for has not ended"
+    client.set_flow_run_state(first.id, end, force=True)
+    assert not asks(world), "it would be as vain"
+    set_cool_down(world, 0.5)
+    assert asks(world)
+    [second] = wait_until(lambda: [run for run in runs_of(client, deployed) if run.id != first.id])
+    assert second.parameters["why"] == "drift"
+    client.set_flow_run_state(second.id, Completed(name="Nothing"), force=True)
+    assert not asks(world), "it has looked"
+
+
+def test_a_run_that_a_person_has_cancelled_is_not_asked_for_again(world, client):
+    deployed = registered(world)["retrain"]
+    world.label(dict.fromkeys(world.ask(ODD[: 2 * WINDOW])[:2], "negative"))
+    assert asks(world)
+    [run] = wait_until(lambda: runs_of(client, deployed))
+    for state in (Running(), Cancelled()):
+        client.set_flow_run_state(run.id, state, force=True)
+    assert not asks(world)
 
 
 def test_a_drift_is_told_to_people_whatever_labels_there_are(world, client, inbox, monkeypatch):
