@@ -50,9 +50,24 @@ def publish(root: Path, at: Path | None = None) -> str:
             failure = _push_history(at or home, home, remote)
         if failure:
             return f"Not pushed: {failure} It is noted in {file}, and tried again with the next retrain."
-        file.unlink()
+        if not (undecided := no_default_of(at or home)):
+            file.unlink()
     places = " and ".join([f"the DVC remote {store}"] * bool(store) + [f"the Git remote {remote}"] * bool(remote))
-    return f"Pushed to {places}." if places else ""
+    return " ".join(said for said in (f"Pushed to {places}." if places else "", undecided) if said)
+
+
+def no_default_of(folder: Path) -> str:
+    """That DVC knows remotes and none of them as the default, so that data goes to none; empty where that is not so."""
+    from dvc.config import Config
+
+    config = Config(dvc_dir=str(folder / ".dvc"))
+    names = sorted(config.get("remote", {}))
+    if not names or config.get("core", {}).get("remote"):
+        return ""
+    return (
+        f"Retraining's data is not pushed: DVC knows the remote {' and '.join(names)}, and none is the default. `dvc "
+        f"remote default {names[0]}` makes it that, and the next retrain pushes what waits."
+    )
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from flows.landing import PROMOTE
 from flows.marks import marks
 from flows.merge import merge_by_model
 from flows.params import ModelFlows, load_flows
+from flows.publish import no_default_of
 from flows.registry import champion, decisions, spoken
 from flows.schedule import Planned, planned
 from flows.seen import Seen, look
@@ -193,6 +194,8 @@ def _of_branches(home: Path) -> list[str]:
                 f"{len(owed)} commit{'s' * (len(owed) > 1)} of retraining did not reach the remotes. The next retrain "
                 "tries again; `dvc push` and `git push` say what is amiss."
             )
+    if undecided := no_default_of(home):
+        needs.append(undecided)
     return needs
 
 

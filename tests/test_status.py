@@ -206,3 +206,10 @@ def test_a_failed_run_and_one_that_did_not_start_are_said(repository, served, mo
     assert "The line failed at train." in found.needs[0]
     assert f"/runs/flow-run/{ended.id}" in found.needs[0]
     assert f"retrain/films should have started at {now - timedelta(hours=1):%Y-%m-%d %H:%M}" in found.needs[1]
+
+
+def test_dvc_remotes_without_a_default_are_for_a_person(repository):
+    config = repository / ".dvc/config"
+    write_text(config, config.read_text() + '[remote "far"]\n    url = s3://bucket/dvc\n')
+    said = status_of(repository, NOW).needs[-1]
+    assert "DVC knows the remote far, and none is the default. `dvc remote default far`" in said
