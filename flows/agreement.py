@@ -13,7 +13,7 @@ a little. The tolerances, all of which stand in the certificate:
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 NUMBER_SHARE, NUMBER_LEAST = 0.01, 0.005
 TENSOR_SHARE = 0.02
 ROW_SHARE = 0.01
-ROWS_SEEN = "rows_seen_sha256"
+ROWS_SEEN, ROWS_BY_STEP = "rows_seen_sha256", "rows_seen_by_step"
 
 TOLERANCES = {
     "number": {"share": NUMBER_SHARE, "least": NUMBER_LEAST},
@@ -103,6 +103,24 @@ def compare(file: str, before: Path, after: Path, moved: Moved) -> Agreement:
     return Agreement(file, WITHIN, len(found), furthest.share or 0.0, furthest)
 
 
+def where_orders_part(was: Sequence[str], now: Sequence[str]) -> str:
+    """Where the rows that two trainings saw are the same no longer, in words; empty where that is not known.
+
+    Of each some running hashes: "epoch 1, step 20: 3fa85f6457174562".
+    """
+    both = 0
+    for one, other in zip(was, now, strict=False):
+        if one != other:
+            break
+        both += 1
+    places = [seen.rpartition(":")[0] for seen in (was if len(was) > both else now)]
+    if both == len(places):
+        return ""
+    if both == min(len(was), len(now)):
+        return f"after {places[both - 1]}, where one of them ends" if both else ""
+    return f"between {places[both - 1]} and {places[both]}" if both else f"up to {places[0]} already"
+
+
 def _missing(where: str, was: bool, now: bool) -> Off:
     return Off(where, "there" if was else "not there", "there" if now else "not there", None)
 
@@ -124,6 +142,8 @@ def _values(where: str, was: Any, now: Any, moved: Moved, computed: bool) -> Ite
                 yield _missing(place, name in was, name in now)
             elif name == ROWS_SEEN and was[name] != now[name]:
                 yield Off(place, str(was[name])[:12], str(now[name])[:12], None)
+            elif name == ROWS_BY_STEP and was[name] != now[name]:
+                yield Off(f"{place}, {where_orders_part(was[name], now[name])}", "some rows", "others", None)
             else:
                 yield from _values(place, was[name], now[name], moved, computed)
     elif isinstance(was, list) and isinstance(now, list):

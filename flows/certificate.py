@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.agreement import DIFFERENT, IDENTICAL, TOLERANCES, WITHIN, Agreement
+from flows.agreement import DIFFERENT, IDENTICAL, ROWS_SEEN, TOLERANCES, WITHIN, Agreement
 from flows.reproduction import REQUIREMENTS
 from tasks.shards import sha256_of, write_json, write_text
 
@@ -44,8 +44,35 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class RowsSeen:
+    """The hashes of the rows that a training saw, empty where it wrote none, and where the orders part, if known."""
+
+    stage: str
+    before: str
+    after: str
+    part: str
+
+    @property
+    def agrees(self) -> bool:
+        return bool(self.before) and self.before == self.after
+
+    @property
+    def told(self) -> str:
+        """One sentence."""
+        if not self.before or not self.after:
+            when = "at any time" if not self.before and not self.after else "now" if self.before else "then"
+            return (
+                f"{self.stage} has written no hash of the rows that it saw {when}, so nothing shows that they were the "
+                f"same, in the same order: its report needs {ROWS_SEEN}."
+            )
+        same = "the same data in the same order" if self.agrees else "other data, or in another order"
+        part = f", {self.part}" if self.part and not self.agrees else ""
+        return f"{self.stage} saw {same}{part}: its rows hash to {self.before[:12]} and {self.after[:12]}."
+
+
+@dataclass(frozen=True)
 class Certificate:
-    """All of it. `rows_seen` is the hash before and after of the rows that training saw, where it writes one."""
+    """All of it. `rows_seen` is of each stage that trains, and ran."""
 
     name: str
     model: str
@@ -54,13 +81,12 @@ class Certificate:
     at: str
     seconds: float
     stages: tuple[Stage, ...]
-    rows_seen: tuple[str, str] | None
+    rows_seen: tuple[RowsSeen, ...]
     where: Mapping[str, Any]
 
     @property
     def agrees(self) -> bool:
-        same_rows = self.rows_seen is None or self.rows_seen[0] == self.rows_seen[1]
-        return same_rows and all(stage.agrees for stage in self.stages)
+        return all(seen.agrees for seen in self.rows_seen) and all(stage.agrees for stage in self.stages)
 
     @property
     def verdict(self) -> str:
@@ -68,8 +94,8 @@ class Certificate:
         bad = [stage for stage in self.stages if not stage.agrees]
         if bad:
             return f"{self.name} was not made again: {bad[0].name} is {bad[0].level}. {bad[0].told}"
-        if not self.agrees:
-            return f"{self.name} was not made again: training saw other rows, or the same ones in another order."
+        if unsure := [seen for seen in self.rows_seen if not seen.agrees]:
+            return f"{self.name} is not certified. {unsure[0].told}"
         moved = [stage.name for stage in self.stages if stage.level == WITHIN]
         how = f"within tolerance, from {moved[0]} on" if moved else "to the bit"
         return f"{self.name} was made again, {how}."
@@ -119,12 +145,7 @@ def _lines(certificate: Certificate) -> Iterator[str]:
     for stage in certificate.stages:
         yield f"{stage.name:<{wide}}  {stage.level:<16}  {stage.told}"
     yield ""
-    if certificate.rows_seen is None:
-        yield "Training wrote no hash of the rows that it saw."
-    else:
-        before, after = certificate.rows_seen
-        same = "The same data in the same order" if before == after else "Other data, or in another order"
-        yield f"{same}: the rows that training saw hash to {before[:12]} and {after[:12]}."
+    yield from (seen.told for seen in certificate.rows_seen)
     yield "Tolerated: 1 % of a number, or 0.005; 2 % of a tensor's norm, or of what is computed of a row. No word,"
     yield "whole number or row may differ, but where what the stage reads has moved: 1 % of the rows, and counts by 1 %"
     yield "or twice their root."

@@ -5,13 +5,24 @@ import fcntl
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flows.agreement import DIFFERENT, IDENTICAL, ROWS_SEEN, WITHIN, Agreement, Moved, Off, compare
-from flows.certificate import NOT_RUN, TAKEN, Certificate, Stage, describe, write
+from flows.agreement import (
+    DIFFERENT,
+    IDENTICAL,
+    ROWS_BY_STEP,
+    ROWS_SEEN,
+    WITHIN,
+    Agreement,
+    Moved,
+    Off,
+    compare,
+    where_orders_part,
+)
+from flows.certificate import NOT_RUN, TAKEN, Certificate, RowsSeen, Stage, describe, write
 from flows.git import attempt, blob
 from flows.marks import marks
 from flows.outputs import OutputError, bring
@@ -23,6 +34,9 @@ from flows.worktree import home_of
 DONE, FAILED = 0, 1
 
 KEPT = "kept"
+
+# The stage whose order of rows has to be proved.
+TRAIN = "train"
 
 
 def verify(root: Path, name: str, *, here: bool = False, keep: bool = False) -> int:
@@ -59,6 +73,7 @@ def _certify(home: Path, wanted: Wanted, called: str, work: Path, here: bool) ->
     found = _compare(home, wanted.commit, line, planned, made(line, model), work / "before")
     if code and all(stage.agrees for stage in found):
         raise VerifyError(f"The line ended with {code} though every stage is there. It ended with:\n{said.strip()}")
+    ran = {stage.name for stage in found if stage.level not in (TAKEN, NOT_RUN)}
     return Certificate(
         called,
         model,
@@ -67,7 +82,7 @@ def _certify(home: Path, wanted: Wanted, called: str, work: Path, here: bool) ->
         datetime.now(UTC).isoformat(timespec="seconds"),
         round(time.monotonic() - started, 1),
         tuple(found),
-        _rows_seen(home, wanted.commit, line, planned),
+        tuple(_rows_seen(home, wanted.commit, line, [step for step in planned if step.name in ran])),
         describe(python, line, model, not here),
     )
 
@@ -142,22 +157,26 @@ def _bring_before(home: Path, commit: str, out: Out, before: Path) -> None:
             (before / name).write_bytes(content)
 
 
-def _rows_seen(home: Path, commit: str, line: Path, planned: list[Step]) -> tuple[str, str] | None:
-    """The hash of the rows that training saw, before and now; None where no report has one."""
-    for out in (out for step in planned if not step.taken for out in step.outs if out.path.endswith(".json")):
-        before = _seen_in(blob(home, f"{commit}:{out.path}") or b"")
-        after = _seen_in((line / out.path).read_bytes()) if (line / out.path).is_file() else None
-        if before is not None:
-            return before, after or "none"
-    return None
+def _rows_seen(home: Path, commit: str, line: Path, ran: Sequence[Step]) -> Iterator[RowsSeen]:
+    """The hashes of the rows that training saw, before and now: of each stage train, and of others that write one."""
+    for step in ran:
+        reports = [out.path for out in step.outs if out.path.endswith(".json")]
+        before = _seen_in([blob(home, f"{commit}:{path}") for path in reports])
+        after = _seen_in([(line / path).read_bytes() if (line / path).is_file() else None for path in reports])
+        was, now = (str(found.get(ROWS_SEEN, "")) for found in (before, after))
+        if was or now or step.name.partition("@")[0] == TRAIN:
+            part = where_orders_part(before.get(ROWS_BY_STEP, []), after.get(ROWS_BY_STEP, []))
+            yield RowsSeen(step.name, was, now, part)
 
 
-def _seen_in(text: bytes) -> str | None:
-    try:
-        found: Any = json.loads(text)
-    except ValueError:
-        return None
-    return str(found[ROWS_SEEN]) if isinstance(found, dict) and ROWS_SEEN in found else None
+def _seen_in(texts: Sequence[bytes | None]) -> Mapping[str, Any]:
+    """The first report that has such a hash; empty without."""
+    for text in texts:
+        with contextlib.suppress(ValueError):
+            found = json.loads(text or b"")
+            if isinstance(found, dict) and ROWS_SEEN in found:
+                return found
+    return {}
 
 
 @contextlib.contextmanager

@@ -20,6 +20,9 @@ from tasks.shards import atomic_folder, read_json, write_json
 # Written into a checkpoint last, so that a checkpoint without it is one that a kill cut short.
 _WHOLE = "whole.json"
 
+# In so many places, evenly over the steps, the report says what rows were seen so far.
+_MARKS = 50
+
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that was written to its end. Those that were not are removed."""
@@ -36,7 +39,8 @@ class Journal(TrainerCallback):
     """Writes down every step, keeps the best epoch's weights, stops early; all of it survives a kill.
 
     Its state goes into each checkpoint, and comes back from the one that training goes on from. A running SHA-256 over
-    the ids of every batch that was learned from shows that two runs saw the same rows in the same order.
+    the ids of every batch that was learned from shows that two runs saw the same rows in the same order, or by which
+    step they did not.
     """
 
     def __init__(self, folder: Path, live: Path, params: Train, threads: int) -> None:
@@ -53,6 +57,7 @@ class Journal(TrainerCallback):
         self._tokens = 0
         self._state: dict[str, Any] = {
             "rows_seen": "",
+            "rows_seen_by_step": [],
             "steps": [],
             "evaluations": [],
             "best": None,
@@ -76,6 +81,7 @@ class Journal(TrainerCallback):
         return {
             "best_epoch": best["epoch"],
             "evaluations": self._state["evaluations"],
+            "rows_seen_by_step": self._state["rows_seen_by_step"],
             "rows_seen_sha256": self._state["rows_seen"],
             "steps": len(steps),
             "tokens": sum(step["tokens"] for step in steps),
@@ -118,6 +124,10 @@ class Journal(TrainerCallback):
             "tokens": num_tokens,
         }
         self._state["steps"].append(step)
+        if state.global_step % -(-state.max_steps // _MARKS) == 0:
+            epoch = -(-state.global_step // self._steps_of_epoch(args, state))
+            seen = f"epoch {epoch}, step {state.global_step}: {self._state['rows_seen'][:16]}"
+            self._state["rows_seen_by_step"].append(seen)
         self._live.log_metric("train/loss", step["loss"])
         self._live.log_metric("train/learning_rate", step["learning_rate"])
         self._live.log_metric("train/tokens_per_second", round(num_tokens / max(now - self._marked, 1e-9)))
@@ -125,7 +135,7 @@ class Journal(TrainerCallback):
         self._seconds += now - self._marked
         self._tokens += num_tokens
         self._batches.clear()
-        if self._ends_epoch(args, state):
+        if state.global_step % self._steps_of_epoch(args, state) == 0:
             # transformers would save here, before the epoch is evaluated, and never come back to that evaluation.
             control.should_save = False
         self._marked = time.monotonic()
@@ -134,8 +144,8 @@ class Journal(TrainerCallback):
         control.should_save = True  # which comes after the evaluation
 
     @staticmethod
-    def _ends_epoch(args: TrainingArguments, state: TrainerState) -> bool:
-        return state.global_step % (state.max_steps // int(args.num_train_epochs)) == 0
+    def _steps_of_epoch(args: TrainingArguments, state: TrainerState) -> int:
+        return state.max_steps // int(args.num_train_epochs)
 
     def on_evaluate(
         self,

@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
-from flows.agreement import DIFFERENT, IDENTICAL, WITHIN, Agreement, Moved, compare
+from flows.agreement import DIFFERENT, IDENTICAL, WITHIN, Agreement, Moved, compare, where_orders_part
 
 FIRM, MOVED = Moved(), Moved(inputs=True)
 
@@ -79,6 +79,25 @@ def test_a_hash_follows_what_it_is_of_and_the_rows_that_training_saw_never_move(
     assert of_json(tmp_path, was, now, MOVED).level == WITHIN
     seen = [{"rows_seen_sha256": letter * 64} for letter in "ab"]
     assert of_json(tmp_path, *seen, Moved(inputs=True, hashed=True)).level == DIFFERENT
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "part"),
+    [
+        ("abc", "abx", "between epoch 1, step 20 and epoch 2, step 30"),
+        ("abc", "xyz", "up to epoch 1, step 10 already"),
+        ("abc", "ab", "after epoch 1, step 20, where one of them ends"),
+        ("", "ab", ""),
+        ("abc", "abc", ""),
+    ],
+)
+def test_where_two_trainings_see_other_rows_is_named(tmp_path, was, now, part):
+    places = ("epoch 1, step 10", "epoch 1, step 20", "epoch 2, step 30")
+    logs = [[f"{place}: {letter * 16}" for place, letter in zip(places, side, strict=False)] for side in (was, now)]
+    assert where_orders_part(*logs) == part
+    found = of_json(tmp_path, *({"rows_seen_by_step": log} for log in logs), MOVED)
+    assert found.level == (IDENTICAL if was == now else DIFFERENT)
+    assert part in found.figures
 
 
 def test_golden_rows_have_the_tolerance_of_golden_rows(tmp_path):

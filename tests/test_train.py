@@ -64,6 +64,23 @@ def test_the_same_data_and_params_give_the_same_weights_and_another_seed_gives_o
     assert read_json(first / "train.json")["rows_seen_sha256"] != read_json(other / "train.json")["rows_seen_sha256"]
 
 
+def test_the_report_says_by_which_epoch_and_step_rows_came_in_another_order(tiny: Line, tmp_path, monkeypatch):
+    report = read_json(run(tiny.paths.tokens, tmp_path / "first") / "train.json")
+    marks, steps = report["rows_seen_by_step"], report["evaluations"][0]["step"]
+    assert len(marks) <= 50
+    drawn = LengthGroupedSampler.__iter__
+
+    def others_in_the_second(self):
+        order = list(drawn(self))
+        return iter([*order[16:32], *order[:16], *order[32:]] if self._epoch == 1 else order)
+
+    monkeypatch.setattr(LengthGroupedSampler, "__iter__", others_in_the_second)
+    again = read_json(run(tiny.paths.tokens, tmp_path / "again") / "train.json")["rows_seen_by_step"]
+    places = [mark.partition(":")[0] for mark, other in zip(marks, again, strict=True) if mark != other]
+    assert places == [mark.partition(":")[0] for mark in marks if int(mark.split()[3].rstrip(":")) > steps]
+    assert places[0].startswith("epoch 2, step ")
+
+
 @pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 def test_training_killed_again_and_again_ends_in_the_same_bits(tiny: Line, tmp_path, dropout):
     whole = run(tiny.paths.tokens, tmp_path / "whole", dropout=dropout)

@@ -44,8 +44,10 @@ if stage == "train":
     weights.mkdir(parents=True, exist_ok=True)
     (weights / "checkpoint").mkdir()
     save_file({"w": np.array([float(row) for row in rows]) * (1 + off)}, weights / "checkpoint/model.safetensors")
-    seen = hashlib.sha256(" ".join(rows).encode()).hexdigest()
-    Path(f"reports/{model}/train.json").write_text(json.dumps({"rows_seen_sha256": seen, "loss": 0.5 * (1 + off)}))
+    seen = [hashlib.sha256(" ".join(rows[:step]).encode()).hexdigest() for step in range(1, len(rows) + 1)]
+    by_step = [f"epoch 1, step {step}: {one[:16]}" for step, one in enumerate(seen, 1)]
+    told = {"rows_seen_by_step": by_step, "rows_seen_sha256": seen[-1], "loss": 0.5 * (1 + off)}
+    Path(f"reports/{model}/train.json").write_text(json.dumps(told))
     curve = Path(f"reports/{model}/curve")
     curve.mkdir()
     (curve / "loss.png").write_bytes(bytes(range(256)))
@@ -149,12 +151,14 @@ def test_a_line_that_computes_the_same_is_certified_to_the_bit(repository, capsy
     assert levels(repository) == dict.fromkeys(("collect@films", "train@films", "deploy@films"), "identical")
     found = certificate(repository)
     assert found["verdict"] == "films@v1.0.0 was made again, to the bit."
-    assert found["rows_seen"][0] == found["rows_seen"][1]
+    (seen,) = found["rows_seen"]
+    assert seen["stage"] == "train@films"
+    assert seen["before"] == seen["after"] != ""
     assert found["commit"] == tip(repository, "films@v1.0.0")
     printed = capsys.readouterr().out
     assert "train of films ran" in printed
     assert "of books" not in printed
-    assert "The same data in the same order" in printed
+    assert "train@films saw the same data in the same order" in printed
     assert (repository / ".mill/certificates/films@v1.0.0/certificate.txt").read_text() in printed
     assert list((repository / ".mill/verify").iterdir()) == []
     where = found["where"]
@@ -202,13 +206,31 @@ def test_what_differs_first_is_named_with_its_file_and_figures(repository, toy, 
     assert verdict in capsys.readouterr().out
 
 
-def test_other_rows_are_no_matter_of_tolerance(repository, monkeypatch):
-    commit = tampered(repository, ("rows.txt", "3.001 1.0 2.0 5.0\n"))
+def test_other_rows_are_no_matter_of_tolerance_and_the_step_is_named_from_which_they_are_others(repository, capsys):
+    commit = tampered(repository, ("rows.txt", "3.0 1.0 2.001 5.0\n"))
     create(repository, "films@v1.1.0", commit, "films", {"release": "sha-11111111", "metric": None, "why": ""})
     assert verify(repository, "films@v1.1.0", here=True) == 1
     found = certificate(repository, "films@v1.1.0")
-    assert found["rows_seen"][0] != found["rows_seen"][1]
+    (seen,) = found["rows_seen"]
+    assert seen["before"] != seen["after"]
+    assert seen["part"] == "between epoch 1, step 2 and epoch 1, step 3"
+    assert f"other data, or in another order, {seen['part']}" in capsys.readouterr().out
     assert levels(repository, "films@v1.1.0")["collect@films"] == "different"
+
+
+def test_a_training_that_writes_no_hash_of_its_rows_is_not_certified_though_its_bits_are_the_same(repository):
+    stage = repository / "stage.py"
+    write_text(stage, stage.read_text().replace('"rows_seen_sha256": seen[-1], ', ""))
+    for collected in repository.glob("data/*/collect"):  # which DVC leaves there
+        shutil.rmtree(collected)
+    dvc(repository, "repro", "-q")
+    commit = tampered(repository)
+    create(repository, "films@v1.1.0", commit, "films", {"release": "sha-11111111", "metric": None, "why": ""})
+    assert verify(repository, "films@v1.1.0", here=True) == 1
+    assert set(levels(repository, "films@v1.1.0").values()) == {"identical"}
+    verdict = certificate(repository, "films@v1.1.0")["verdict"]
+    assert verdict.startswith("films@v1.1.0 is not certified. train@films has written no hash of the rows that it saw")
+    assert "its report needs rows_seen_sha256" in verdict
 
 
 def tampered(root: Path, *files: tuple[str, str]) -> str:
