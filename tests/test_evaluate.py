@@ -104,7 +104,7 @@ def test_the_clock_is_heard_in_what_is_measured_alone(tiny: Line) -> None:
     serving = read_json(tiny.paths.measured("serving"))
     assert serving["bytes"] == sum(file.stat().st_size for file in tiny.paths.candidate.rglob("*") if file.is_file())
     assert 0 < serving["latency_ms"]["p50"] <= serving["latency_ms"]["p99"]
-    assert serving["latency_ms"]["rows"] == 200
+    assert 1 <= serving["latency_ms"]["rows"] <= 200  # as many as there is time for
     assert serving["rows_per_second"] > 0
     assert serving["load_seconds"] > 0
     assert "latency" not in tiny.paths.report("evaluate").read_text()
