@@ -14,6 +14,7 @@ from tasks.journal import Journal
 from tasks.serving import completions, docs, health, inference, predictions
 from tasks.serving.batcher import Busy
 from tasks.serving.keys import Denied, Keys, TooOften
+from tasks.serving.lanes import cores
 from tasks.serving.limits import BodyLimits
 from tasks.serving.live import Live, UnknownModel
 from tasks.serving.logs import RequestLog, log_loop_errors
@@ -23,6 +24,7 @@ from tasks.serving.requests import BadRequest
 from tasks.serving.retention import Retention
 from tasks.serving.service import Service
 from tasks.serving.settings import Serving
+from tasks.serving.writers import Writers
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,7 @@ def create_app(live: Live, serving: Serving, journal: Journal, keys: Keys, *, ke
 
     With `keep_days` the journal forgets what is older.
     """
-    service = Service(live, serving, Metrics(live, journal), journal, keys)
+    service = Service(live, serving, Metrics(live, journal), journal, keys, Writers(serving.threads or cores()))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

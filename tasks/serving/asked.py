@@ -90,15 +90,18 @@ def _fields(content: Any, own: set[str]) -> dict[str, Any]:
         raise BadRequest(f"Expected an object with model, {', '.join(sorted(own))}.")
     fields = {name: value for name, value in content.items() if value is not None}
     for name, value in fields.items():
-        if name in _ONLY and not any(
-            (value == known and type(value) is not bool) or value is known for known in _ONLY[name]
-        ):
+        if name in _ONLY and not any(_is(value, known) for known in _ONLY[name]):
             raise BadRequest(f"{name} is not supported. Leave it out.")
         if name not in _ONLY and name not in own | _TAKEN | _MINDED_BY_NOBODY:
             raise BadRequest(f"{quoted(name)} is not known. Leave it out.")
     if not isinstance(fields.get("stream", False), bool):
         raise BadRequest("stream has to be true or false.")
     return fields
+
+
+def _is(value: Any, known: Any) -> bool:
+    # Python takes true for 1.
+    return bool(value == known) and isinstance(value, bool) == isinstance(known, bool)
 
 
 def _model(fields: Mapping[str, Any]) -> str:

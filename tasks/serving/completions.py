@@ -1,5 +1,6 @@
 """OpenAI's API for texts that go on: `/v1/completions` and `/v1/chat/completions`, whole or token by token."""
 
+import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -63,12 +64,14 @@ def add_routes(app: FastAPI, service: Service) -> None:
         served = writing(name)
         request.state.told = {"version": served.version, "rows": len(wanted.prompts)}
         shape = _Chat(served) if is_chat else _Text(served)
-        if content.get("stream") is not True:
-            with service.metrics.request(name, len(wanted.prompts)):
+        with contextlib.ExitStack() as counted:
+            counted.enter_context(service.metrics.request(name, len(wanted.prompts)))
+            if content.get("stream") is not True:
                 return Json(await _whole(service, shape, wanted, client))
-        begun = await _begun(service, served, wanted, client)
-        with_usage = asked.wants_usage(content)
-        return StreamingResponse(_events(service, shape, *begun, with_usage), media_type="text/event-stream")
+            begun = await _begun(service, served, wanted, client)
+            head = _head(shape.piece_kind, service.new_id(), served)
+            events = _events(shape, head, *begun, asked.wants_usage(content), counted.pop_all())
+        return StreamingResponse(events, media_type="text/event-stream")
 
     described: dict[str, Any] = {
         "response_class": Json,
@@ -155,19 +158,19 @@ async def _begun(service: Service, served: Served, wanted: Wanted, client: Clien
 
 
 async def _events(
-    service: Service,
     shape: _Text,
+    head: Mapping[str, Any],
     writing: Writing,
     items: AsyncIterator[Piece | Written],
     first: Piece | Written,
     with_usage: bool,
+    counted: contextlib.ExitStack,
 ) -> AsyncIterator[bytes]:
-    """Server-sent events, the last of a text when it stands in the journal."""
-    head = _head(shape.piece_kind, service.new_id(), shape.served)
+    """Server-sent events, the last of a text when it stands in the journal. `counted` is left with the last of them."""
     written: list[Written] = []
     item: Piece | Written | None = first
     try:
-        with service.metrics.request(shape.served.model, 1):
+        with counted:
             while item is not None:
                 if isinstance(item, Written):
                     written.append(item)

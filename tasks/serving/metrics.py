@@ -1,5 +1,6 @@
 """Figures for Prometheus, in its own text format by its own library."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +58,9 @@ class Metrics:
             raise
         except (BadRequest, UnknownModel):
             outcome = "refused"
+            raise
+        except (asyncio.CancelledError, GeneratorExit):  # in the middle of a text
+            outcome = "left"
             raise
         finally:
             self._waiting.dec()

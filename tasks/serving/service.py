@@ -18,7 +18,7 @@ from tasks.labels import Label, targets_of
 from tasks.private_labels import redacted
 from tasks.serving.batcher import Busy, Retired
 from tasks.serving.keys import Client, Keys, Scope
-from tasks.serving.lanes import Row, cores
+from tasks.serving.lanes import Row
 from tasks.serving.live import Live
 from tasks.serving.metrics import Metrics
 from tasks.serving.served import Served
@@ -52,11 +52,11 @@ class Service:
     metrics: Metrics
     journal: Journal
     keys: Keys
+    writers: Writers
     _copies: set["asyncio.Task[None]"] = field(default_factory=set)
     _labelling: set["asyncio.Future[int]"] = field(default_factory=set)
     # Of their own: where the journal hangs, they take the threads of nobody else.
     _label_threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "labels"))
-    _writers: list[Writers] = field(default_factory=list)  # none before somebody asks for one
 
     def admit(self, request: Request, scope: Scope, authorization: str | None = None) -> Client | None:
         """Who asks, by the request's header where none is given; None where no keys are in use.
@@ -112,9 +112,7 @@ class Service:
                 raise self._too_late() from None
             return line
 
-        if not self._writers:
-            self._writers.append(Writers(self.serving.threads or cores()))
-        return self._writers[0].start(served, wanted, keep)
+        return self.writers.start(served, wanted, keep)
 
     @staticmethod
     def new_id() -> str:
@@ -151,8 +149,7 @@ class Service:
         if under_way:
             await asyncio.wait(under_way, timeout=self.serving.journal_seconds)
         self._label_threads.shutdown(wait=False)
-        for writers in self._writers:
-            await asyncio.to_thread(writers.close)
+        await asyncio.to_thread(self.writers.close)
 
     def _check_journal(self, num_rows: int) -> None:
         """Raise Busy or JournalError where an answer could not be written down in time: before it is computed."""
