@@ -89,13 +89,12 @@ def levels(num_rows: int, rules: Gate = RULES) -> list[float]:
     return [float(str(decision["alpha_spent"])) for decision in decisions]
 
 
-def skewed(num_rows: int, difference: float, generator: np.random.Generator) -> Floats:
+def skewed(hardness: Floats, difference: float, generator: np.random.Generator) -> Floats:
     """How much better a numeric score is on each row: many small gains and a few large losses, and exact in the mean.
 
-    As a log loss behaves, which few rows decide.
+    As a log loss behaves, which few rows decide. `hardness` is of the rows, whoever the challenger is.
     """
-    base = generator.gamma(2.0, 0.2, num_rows)
-    return np.asarray(base * (1 - generator.gamma(0.7, 1 / 0.7, num_rows)) + difference)
+    return np.asarray(hardness * (1 - generator.gamma(0.7, 1 / 0.7, len(hardness))) + difference)
 
 
 def by_mean(gains: Floats, seed: int, resamples: int) -> Evidence:

@@ -1,4 +1,4 @@
-"""Right or wrong on the same rows: tests, intervals and power, against exact computations and published ones."""
+"""Two models on the same rows: tests, intervals and power, against exact computations and published ones."""
 
 import itertools
 
@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import beta, binom, binomtest, multinomial
 
 from tasks.paired import Discordance, mcnemar_power, score, score_power
+from tasks.resampled import mean_of, resample
 
 # As a decision spends it: 0.05 over 20 uses.
 LEVEL = 0.0025
@@ -132,3 +133,13 @@ def test_coverage_of_the_interval_is_what_it_says():
     left_out = binom.sf(21, num_rows, chances[0]) + binom.sf(31, num_rows, chances[1])
     assert left_out < 1e-4
     assert reached == pytest.approx(0.95, abs=0.01)
+
+
+@pytest.mark.parametrize("level", [0.05, 0.01, 0.0025])
+def test_what_could_be_shown_rests_on_the_difference_at_which_the_p_value_comes_to_the_level(level):
+    gains = np.random.default_rng(0).normal(size=300)
+    found = resample(mean_of(gains), gains - gains.mean(), resamples=1000, seed=1)
+    # At a power of a half it is as far off as the p-value needs, measured in errors.
+    critical = found.smallest_gain(level, power=0.5) / found.largest_error
+    bound = found.effect - critical * found.error
+    assert found.p_above(bound - 1e-9) <= level < found.p_above(bound + 1e-9)
