@@ -41,8 +41,11 @@ CLIENTS := $(patsubst tests/clients/%.txt,.venv-clients/%/.installed,$(wildcard 
 	$(@D)/bin/python -m pip install --disable-pip-version-check --quiet --requirement $<
 	@touch $@
 
+# Several tests wait for real servers, killed processes or each other, on machines that others use too. What failed
+# in the crowd is asked once more, alone; what fails again has failed. Both runs stand in the log.
 test: install $(CLIENTS)  ## run the tests
-	python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	python -m pytest -n $(TEST_PROCESSES) --dist loadfile || { [ $$? = 1 ] \
+	  && echo 'What failed is asked once more, alone:' && python -m pytest --last-failed --last-failed-no-failures none; }
 
 test-slow: install $(CLIENTS)  ## run the shipped line as a test too, which takes minutes
 	python -m pytest -m 'slow or not slow' --timeout 3600

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
+import polars as pl
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 
@@ -167,12 +168,15 @@ class _Portal:
         if row.reason:
             return Tried(given, reason=f"There is no answer: {row.reason}.")
         parts = await self._explained(answered.served, row.inputs) if can_explain(problem) else []
+        signature = answered.served.answerer.runtime.signature
+        words = [name for name, kind in problem.answer_schema(signature).items() if kind == pl.String]
         answer = {
+            **row.answer,
             "id": answered.ids[0],
             "version": answered.served.version,
             "latency_ms": answered.latency_ms,
-            "labels": answered.served.answerer.runtime.signature.get("labels", []),
-            **row.answer,
+            "classes": signature.get("labels", []),
+            "said": row.answer[words[0]] if words else None,  # the first text of an answer is the answer
         }
         if parts is None:
             return Tried(given, answer, unexplained="Others are waiting, so which words drove it was not computed.")

@@ -13,6 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tasks.errors import DataError, ParamsError, did_you_mean
+from tasks.judgement import score_behind
 from tasks.paired import Discordance, Evidence
 from tasks.problems import Problem, Signature
 from tasks.resampled import Difference, influence_of, mean_of, resample
@@ -22,9 +23,6 @@ Mask = NDArray[np.bool_]
 
 # With fewer rows, or groups of rows, a bootstrap knows too little of its own error.
 FEWEST_RESAMPLED = 100
-
-# Enough weightings for a metric to betray that it is no mean.
-_TRIALS = 8
 
 
 class Incomparable(DataError):
@@ -136,17 +134,9 @@ def comparison_of(
     """Both sides on the same rows. Raises Incomparable where one of them cannot be judged on these rows."""
     found = Comparison(rows, (challenger, champion), problem, setting, score=None)
     try:
-        return replace(found, score=_score_behind(found))
+        return replace(found, score=score_behind(found._scores(), found._values))
     except DataError as error:
         raise Incomparable(str(error)) from None
-
-
-def _score_behind(comparison: Comparison) -> str | None:
-    """The per-row score whose mean the metric is; None where it is no mean."""
-    weights_RN = np.random.default_rng(0).integers(1, 5, size=(_TRIALS, len(comparison.rows))).astype(np.float64)
-    both = list(zip(comparison._scores(), comparison._values(weights_RN), strict=True))
-    names = [name for name in both[0][0].columns if name != "id"]
-    return next((name for name in names if all(_is_mean(scored[name], R, weights_RN) for scored, R in both)), None)
 
 
 def direction(problem: Problem, metric: str) -> int:
@@ -159,10 +149,3 @@ def direction(problem: Problem, metric: str) -> int:
             f"{did_you_mean(name, known)} Known: {', '.join(sorted(known))}."
         )
     return 1 if known[name] else -1
-
-
-def _is_mean(score: pl.Series, values_R: Floats, weights_RN: Floats) -> bool:
-    if not (score.dtype.is_numeric() or score.dtype == pl.Boolean) or score.null_count():
-        return False
-    means_R = weights_RN @ score.cast(pl.Float64).to_numpy() / weights_RN.sum(axis=1)
-    return bool(np.allclose(means_R, values_R, rtol=1e-9, atol=1e-12))

@@ -19,6 +19,9 @@ from tasks.problems import Problem, Signature
 # Weights are resamples by rows; so many numbers of them are held at a time, 32 MB.
 _WEIGHTS_AT_ONCE = 4_000_000
 
+# Enough weightings for a metric to betray that it is no mean.
+_TRIALS = 8
+
 _MOST_SLICES = 30
 _OTHERS = "(all others)"
 
@@ -70,7 +73,8 @@ def judge(
     """The report: metrics, slices, baselines with paired tests, and whether every baseline is beaten.
 
     A baseline is beaten where the interval of the difference in the headline metric lies on the model's side of 0 and,
-    if answers are right or wrong, McNemar's exact test agrees.
+    if that metric is the share of answers that are right, McNemar's exact test agrees. Of any other metric that test
+    says nothing: more answers may be right, and the metric worse.
     """
     everybody = np.ones(len(test), dtype=np.bool_)
     subjects: dict[Hashable, tuple[pl.DataFrame, NDArray[np.bool_]]] = {
@@ -86,17 +90,13 @@ def judge(
     samples = _sample(test, subjects, signature, problem, params, advance)
     metrics = _intervals(samples["model"], params.confidence)
     uncalibrated = _intervals(samples["uncalibrated"], params.confidence)
-    right = _right(test, answers.model, signature, problem)
+    right = {
+        name: _right(test, given, signature, problem, params.calibration_bins)
+        for name, given in [("", answers.model), *answers.baselines.items()]
+    }
     baselines = {
-        name: _compare(
-            samples["model"],
-            samples["baseline", name],
-            right,
-            _right(test, given, signature, problem),
-            problem,
-            params.confidence,
-        )
-        for name, given in answers.baselines.items()
+        name: _compare(samples["model"], samples["baseline", name], right[""], right[name], problem, params.confidence)
+        for name in answers.baselines
     }
     return {
         "baselines": baselines,
@@ -229,11 +229,39 @@ def _rounded(number: float) -> float:
 
 
 def _right(
-    test: pl.DataFrame, answers: pl.DataFrame, signature: Signature, problem: Problem
+    test: pl.DataFrame, answers: pl.DataFrame, signature: Signature, problem: Problem, bins: int
 ) -> NDArray[np.bool_] | None:
-    """Which answers are right, for problems whose answers are right or wrong."""
+    """Which answers are right, where the headline is the share of those; else None."""
     scored = problem.score(test, answers, signature)
-    return scored["correct"].to_numpy() if "correct" in scored.columns else None
+    if "correct" not in scored.columns:
+        return None
+    only = scored.select("id", "correct")
+
+    def measured(weights_RN: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+        return [problem.measure(test, answers, signature, weights_RN, bins)[problem.headline]]
+
+    return scored["correct"].to_numpy() if score_behind([only], measured) else None
+
+
+def score_behind(
+    scores: Sequence[pl.DataFrame], measured: Callable[[NDArray[np.float64]], Sequence[NDArray[np.float64]]]
+) -> str | None:
+    """The per-row score whose mean a metric is, on every side; None where it is no mean. It is told by trying.
+
+    `scores` are each side's scores of the same N rows; `measured` gives each side's metric under R weightings (RN).
+    """
+    num_rows = len(scores[0])
+    weights_RN = np.random.default_rng(0).integers(1, 5, size=(_TRIALS, num_rows)).astype(np.float64)
+    both = list(zip(scores, measured(weights_RN), strict=True))
+    names = [name for name in scores[0].columns if name != "id"]
+    return next((name for name in names if all(_is_mean(side[name], R, weights_RN) for side, R in both)), None)
+
+
+def _is_mean(score: pl.Series, values_R: NDArray[np.float64], weights_RN: NDArray[np.float64]) -> bool:
+    if not (score.dtype.is_numeric() or score.dtype == pl.Boolean) or score.null_count():
+        return False
+    means_R = weights_RN @ score.cast(pl.Float64).to_numpy() / weights_RN.sum(axis=1)
+    return bool(np.allclose(means_R, values_R, rtol=1e-9, atol=1e-12))
 
 
 def _compare(

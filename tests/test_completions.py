@@ -1,6 +1,8 @@
 """OpenAI's API, asked by OpenAI's own client and by hand: tasks/serving/completions.py."""
 
+import html
 import json
+import re
 import shutil
 import subprocess
 import threading
@@ -8,9 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import polars as pl
 import pytest
 
+from flows.git import git
+from flows.portal import add_portal
 from flows.recipes import add
 from tasks import problems
 from tasks.deploy import deploy
@@ -265,3 +270,14 @@ def test_no_case_of_the_schema_or_against_it_is_a_defect(server: Running, tmp_pa
     statuses = asked_by_schema(server, tmp_path, 150, "^/v1/")
     assert {404, 422} <= set(statuses)
     assert asked(server).status_code == 200
+
+
+def test_the_pages_form_shows_what_a_model_wrote(root: Path) -> None:
+    git(root, "init", "-q", "-b", "main")
+    git(root, "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-q", "--allow-empty", "-m", "all")
+    with running(root, threads=2, also=lambda app: add_portal(app, root, app.state.service)) as server:
+        page = httpx.post(f"{server.url}/reports/", data={"model": "tiny", "text": PROMPT}, timeout=60).text
+        answer = httpx.post(f"{server.url}/models/tiny/predict", json={"text": PROMPT}, timeout=60).json()
+    shown = re.search(r'<p class="lead"><strong>(.*?)</strong>', page, re.DOTALL)
+    assert shown is not None
+    assert html.unescape(shown[1]) == answer["continuation"]

@@ -97,6 +97,21 @@ def test_a_problem_whose_answers_are_not_right_or_wrong_is_compared_by_the_inter
     assert "mcnemar" not in found
 
 
+def test_mcnemars_test_is_silent_where_the_headline_is_not_the_share_of_right_answers(
+    judged: Any, held_out: pl.DataFrame
+) -> None:
+    class ByLogLoss(TextClassification):
+        headline = "log_loss"
+
+    right = leaning(held_out, 0.9)
+    flat = right.with_columns(
+        probabilities=pl.Series(np.where(right["probabilities"].to_numpy() > 0.5, 0.51, 0.49), dtype=pl.Array(float, 2))
+    )
+    found = judged(right, by=ByLogLoss(), flat=flat)
+    assert "mcnemar" not in found["baselines"]["flat"], "both are right on the same rows, and one is surer"
+    assert found["beats_baselines"] is True
+
+
 def test_the_same_seed_gives_the_same_report_and_another_seed_other_intervals(
     judged: Any, held_out: pl.DataFrame
 ) -> None:

@@ -341,7 +341,7 @@ def test_two_models_that_retrain_at_once_both_land(repository, gate, monkeypatch
 
     def meet(*arguments: Any) -> str:
         found = record(*arguments)
-        both.wait(60)
+        both.wait(300)
         return found
 
     monkeypatch.setattr(flow, "record_decision", meet)
