@@ -9,7 +9,8 @@ import pytest
 from tasks.clean import clean
 from tasks.errors import DataError, ParamsError
 from tasks.params import Scratch, load_model
-from tasks.problems.question_answering import PROBLEM, exact_match, f1
+from tasks.problems._squad import exact_match, f1
+from tasks.problems.question_answering import PROBLEM
 from tasks.shards import read_json, read_rows
 from tests.conftest import REPOSITORY
 from tests.test_problems import tokenizer
@@ -248,6 +249,23 @@ def test_metrics_are_means_over_the_rows_they_are_about() -> None:
             "no_answer_recall": 1.0,
         }
     )
+
+
+def test_another_baseline_gives_the_first_sentence_whatever_is_asked() -> None:
+    examples = PROBLEM.examples()
+    given = PROBLEM.baselines(examples, examples, {}, seed=1)["first_sentence"]
+    first = ["Ada moved to Paris in 1843."] * 3 + ["The bridge was built by Roman soldiers."] * 3
+    assert given["answer"].to_list() == first
+    assert set(given["answer_start"]) == {0}
+
+
+def test_the_first_sentence_of_the_shipped_questions_is_harder_to_beat_than_the_likest() -> None:
+    rows = pl.read_parquet(REPOSITORY / "data/samples/questions.parquet").head(600)
+    baselines = PROBLEM.baselines(rows, rows, {}, seed=1)
+    reached = {
+        name: PROBLEM.measure(rows, given, {}, np.ones((1, len(rows))), 5)["f1"][0] for name, given in baselines.items()
+    }
+    assert reached["first_sentence"] > 0.2 > reached["tfidf_sentence"]
 
 
 def test_the_baseline_gives_the_sentence_that_is_most_like_the_question() -> None:

@@ -5,8 +5,6 @@ span itself, so that its outputs have one size whatever the length. Arrays are n
 """
 
 import re
-import string
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +14,8 @@ from numpy.typing import NDArray
 
 from tasks.errors import DataError, ParamsError
 from tasks.params import Scratch
-from tasks.problems import Arrays, Signature, _classification, _text
+from tasks.problems import Arrays, Signature, _classification, _squad, _text
+from tasks.problems._squad import NO_ANSWER, exact_match
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -35,14 +34,12 @@ _SHARE_OF_OTHERS = 0.1
 
 _MOST_ANSWER_TOKENS = 96
 
-# Where a passage holds no answer.
-_NO_ANSWER, _NOWHERE = "", -1
+# Where an answer begins that the passage does not hold.
+_NOWHERE = -1
 
 _KINDS = ("answer", "no answer")
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class QuestionAnswering:
@@ -64,14 +61,7 @@ class QuestionAnswering:
     reasons = ("answer_not_in_context",)
     outputs = ("start", "end", "score", "null_score", "pooled_embedding")
     decoding = ()
-    higher_is_better: Mapping[str, bool] = {
-        "f1": True,
-        "exact_match": True,
-        "answerability": True,
-        "f1_where_answered": True,
-        "exact_match_where_answered": True,
-        "no_answer_recall": True,
-    }
+    higher_is_better = _squad.HIGHER_IS_BETTER
     headline = "f1"
 
     def realign(self, raw: pl.DataFrame, tidied: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
@@ -202,7 +192,7 @@ class QuestionAnswering:
         beyond_N = outputs["margin"].astype(np.float64) - calibration.get("threshold", 0.0)
         answerable_N = _sigmoid(calibration.get("scale", 1.0) * beyond_N)
         spans = [
-            _trimmed(context, int(start), int(end)) if is_answered else (_NO_ANSWER, _NOWHERE)
+            _trimmed(context, int(start), int(end)) if is_answered else (NO_ANSWER, _NOWHERE)
             for context, start, end, is_answered in zip(
                 rows["context"], outputs["start"], outputs["end"], beyond_N > 0, strict=True
             )
@@ -215,7 +205,7 @@ class QuestionAnswering:
     def watched(self, answers: pl.DataFrame) -> pl.DataFrame:
         answer = pl.col("answer")
         return answers.select(
-            answered=pl.when(answer == _NO_ANSWER).then(pl.lit(_KINDS[1])).otherwise(pl.lit(_KINDS[0])),
+            answered=pl.when(answer == NO_ANSWER).then(pl.lit(_KINDS[1])).otherwise(pl.lit(_KINDS[0])),
             answer_num_words=answer.str.count_matches(r"\w+"),
             probability="probability",
         )
@@ -225,15 +215,7 @@ class QuestionAnswering:
         return pl.Series([None not in pair and exact_match(*pair) for pair in pairs], dtype=pl.Boolean)
 
     def score(self, rows: pl.DataFrame, answers: pl.DataFrame, signature: Signature) -> pl.DataFrame:
-        scored = [
-            (exact_match(right, given), f1(right, given), (right == _NO_ANSWER) == (given == _NO_ANSWER))
-            for right, given in zip(rows["answer"], answers["answer"], strict=True)
-        ]
-        schema = {"correct": pl.Boolean, "f1": pl.Float64, "answerability_right": pl.Boolean}
-        return pl.concat(
-            [rows.select("id"), pl.DataFrame(scored, schema=schema, orient="row")],
-            how="horizontal",
-        )
+        return _squad.score(rows, answers)
 
     def measure(
         self,
@@ -243,17 +225,7 @@ class QuestionAnswering:
         weights_RN: NDArray[np.float64],
         bins: int,
     ) -> dict[str, NDArray[np.float64]]:
-        scored = self.score(rows, answers, signature)
-        exact_N, f1_N, right_N = (scored[name].to_numpy() for name in ("correct", "f1", "answerability_right"))
-        has_answer_N = (rows["answer"] != _NO_ANSWER).to_numpy()
-        return {
-            "f1": _mean(f1_N, weights_RN),
-            "exact_match": _mean(exact_N, weights_RN),
-            "answerability": _mean(right_N, weights_RN),
-            "f1_where_answered": _mean(f1_N, weights_RN, has_answer_N),
-            "exact_match_where_answered": _mean(exact_N, weights_RN, has_answer_N),
-            "no_answer_recall": _mean(exact_N, weights_RN, ~has_answer_N),
-        }
+        return _squad.measure(rows, answers, weights_RN)
 
     def baselines(
         self, train: pl.DataFrame, test: pl.DataFrame, signature: Signature, seed: int
@@ -262,24 +234,22 @@ class QuestionAnswering:
 
         tfidf = TfidfVectorizer(sublinear_tf=True, token_pattern=_text.WORD)
         tfidf.fit(train["context"].unique(maintain_order=True))
-        sure_N = np.ones(len(test))
-        sentences = [
-            _likest_sentence(context, question, tfidf)
-            for context, question in test.select("context", "question").iter_rows()
-        ]
-        return {
-            "no_answer": _answers([(_NO_ANSWER, _NOWHERE)] * len(test), sure_N),
-            "tfidf_sentence": _answers(sentences, sure_N),
+        asked = [(_sentences(context), question) for context, question in test.select(self.inputs).iter_rows()]
+        given = {
+            "first_sentence": [sentences[0] for sentences, _ in asked],
+            "no_answer": [(NO_ANSWER, _NOWHERE)] * len(test),
+            "tfidf_sentence": [_likest(sentences, question, tfidf) for sentences, question in asked],
         }
+        return {name: _answers(spans, np.ones(len(test))) for name, spans in given.items()}
 
     def curves(
         self, rows: pl.DataFrame, answers: pl.DataFrame, signature: Signature, bins: int
     ) -> dict[str, list[dict[str, Any]]]:
         """Of whether there is an answer: what a classifier of two labels has."""
-        is_none_N = (answers["answer"] == _NO_ANSWER).to_numpy()
+        is_none_N = (answers["answer"] == NO_ANSWER).to_numpy()
         sure_N = answers["probability"].to_numpy()
         none_N = np.where(is_none_N, sure_N, 1 - sure_N)
-        actual_N = (rows["answer"] == _NO_ANSWER).to_numpy().astype(np.int64)
+        actual_N = (rows["answer"] == NO_ANSWER).to_numpy().astype(np.int64)
         return _classification.curves(actual_N, np.stack([1 - none_N, none_N], axis=1), _KINDS, bins)
 
     def descriptors(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -315,24 +285,6 @@ class QuestionAnswering:
         return pl.DataFrame(rows, schema=self.columns).select(ids, *self.columns)
 
 
-def exact_match(right: str, given: str) -> bool:
-    """Whether both are the same words, as SQuAD counts: without case, punctuation, articles."""
-    return _words(right) == _words(given)
-
-
-def f1(right: str, given: str) -> float:
-    """How well the bags of words agree, 0 to 1; where either has no words, whether neither has any."""
-    right_words, given_words = _words(right), _words(given)
-    if not right_words or not given_words:
-        return float(right_words == given_words)
-    shared = (Counter(right_words) & Counter(given_words)).total()
-    return 2 * shared / (len(right_words) + len(given_words))
-
-
-def _words(text: str) -> list[str]:
-    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
-
-
 _ANSWER = pl.Schema({"answer": pl.String(), "answer_start": pl.Int64(), "probability": pl.Float64()})
 
 
@@ -352,7 +304,7 @@ def _moved(before: Mapping[str, Any], now: Mapping[str, Any]) -> int | None:
     answer, start = before["answer"], before["answer_start"]
     if answer is None or start is None:
         return None
-    if start == _NOWHERE and answer == _NO_ANSWER:
+    if start == _NOWHERE and answer == NO_ANSWER:
         return _NOWHERE
     if start < 0 or not answer or before["context"][start : start + len(answer)] != answer or not now["answer"]:
         return None
@@ -430,21 +382,14 @@ def _sigmoid(margin_N: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(expit(margin_N.astype(np.float64)))
 
 
-def _mean(
-    values_N: NDArray[Any], weights_RN: NDArray[np.float64], where_N: NDArray[np.bool_] | None = None
-) -> NDArray[np.float64]:
-    """The weighted mean of the rows in `where_N`, under each weighting; NaN where those have no weight."""
-    if where_N is not None:
-        values_N, weights_RN = values_N[where_N], weights_RN[:, where_N]
-    total_R = weights_RN.sum(axis=1)
-    sums_R = (weights_RN * values_N.astype(np.float64)).sum(axis=1)
-    return np.asarray(np.divide(sums_R, total_R, out=np.full(len(weights_RN), np.nan), where=total_R > 0))
-
-
-def _likest_sentence(context: str, question: str, tfidf: Any) -> tuple[str, int]:
-    """The sentence whose words are most like the question's, by the cosine of TF-IDF."""
+def _sentences(context: str) -> list[tuple[str, int]]:
+    """The sentences of a passage, one at the least, and where each begins."""
     ends = [*(found.end() for found in _SENTENCE_END.finditer(context)), len(context)]
-    sentences = [(context[start:end].strip(), start) for start, end in zip([0, *ends], ends, strict=False)]
+    return [(context[start:end].strip(), start) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _likest(sentences: Sequence[tuple[str, int]], question: str, tfidf: Any) -> tuple[str, int]:
+    """The sentence whose words are most like the question's, by the cosine of TF-IDF; the first of equals."""
     likeness = (tfidf.transform([text for text, _ in sentences]) @ tfidf.transform([question]).T).toarray()
     return sentences[int(likeness[:, 0].argmax())]
 
