@@ -9,6 +9,7 @@ import pytest
 from tasks.clean import clean
 from tasks.errors import DataError, ParamsError
 from tasks.params import Scratch, load_model
+from tasks.problems import _spans
 from tasks.problems._squad import exact_match, f1
 from tasks.problems.question_answering import PROBLEM
 from tasks.shards import read_json, read_rows
@@ -178,13 +179,13 @@ ENCODED = pl.DataFrame(
 )
 
 
-def test_of_a_rows_windows_the_best_span_stands_for_it_and_the_lowest_doubt() -> None:
+def test_the_spans_of_a_rows_windows_stand_side_by_side_and_its_lowest_doubt_counts() -> None:
     found = PROBLEM.gather(
         outputs(start=[1, 0, 2], end=[2, 1, 2], score=[1.0, 5.0, 0.5], null_score=[4.0, 3.0, 2.0]), ENCODED
     )
-    assert found["start"].tolist() == [8, 6]
-    assert found["end"].tolist() == [15, 9]
-    assert found["margin"].tolist() == [2.0, -1.5]
+    assert found["start"].tolist() == [[4, 8], [6, 6]]
+    assert found["end"].tolist() == [[11, 15], [9, 9]]
+    assert found["score"].tolist() == [[-2.0, 2.0], [-1.5, -1.5]]
     assert found["pooled_embedding"].tolist() == [[1.0, 2.0], [4.0, 5.0]]
 
 
@@ -195,6 +196,8 @@ def test_the_exported_graph_finds_the_span_that_trying_all_of_them_finds() -> No
     base = Scratch(architecture="bert", hidden_size=16, layers=1, heads=2, feed_forward_size=32, max_positions=64)
     words = tokenizer(PROBLEM)
     model = PROBLEM.build(base, words.get_vocab_size(), {}, dropout=0.0, attention="eager").eval()
+    with torch.no_grad():
+        model.qa_outputs.weight.mul_(100)  # so that some ends are likely and others not
     encoded = PROBLEM.encode(PROBLEM.examples(), words, None, max_tokens=32)
     batch = {name: torch.from_numpy(array) for name, array in PROBLEM.batch(encoded, pad_id=0).items()}
     with torch.inference_mode():
@@ -203,15 +206,45 @@ def test_the_exported_graph_finds_the_span_that_trying_all_of_them_finds() -> No
         out = model(**batch)
     for row_ in range(len(encoded)):
         tokens = mask[row_].nonzero().flatten().tolist()
-        best = max(
-            ((first, last) for first in tokens for last in tokens if first <= last),
-            key=lambda span: float(out.start_logits[row_, span[0]] + out.end_logits[row_, span[1]]),
-        )
+        begins, ends = out.start_logits[row_].double(), out.end_logits[row_].double()
+        spans = [(first, last) for first in tokens for last in tokens if first <= last]
+        weights = {(first, last): float(torch.exp(begins[first] + ends[last])) for first, last in spans}
+        total = sum(weights.values())
+
+        def expected(span: tuple[int, int]) -> float:
+            def overlap(other: tuple[int, int]) -> int:
+                return max(0, min(span[1], other[1]) - max(span[0], other[0]) + 1)
+
+            length = span[1] - span[0] + 1
+            lengths = sum(weight * (last - first + 1) for (first, last), weight in weights.items()) / total  # noqa: B023
+            shared = sum(weight * overlap(other) for other, weight in weights.items()) / total  # noqa: B023
+            return 2 * shared / (length + lengths)
+
+        best = max(spans, key=expected)
         assert (int(start[row_]), int(end[row_])) == best
-        assert float(score[row_]) == pytest.approx(
-            float(out.start_logits[row_, best[0]] + out.end_logits[row_, best[1]])
-        )
-        assert float(null_score[row_]) == pytest.approx(float(out.start_logits[row_, 0] + out.end_logits[row_, 0]))
+        assert float(score[row_]) == pytest.approx(float(np.log(expected(best) * total)), abs=1e-4)
+        assert float(null_score[row_]) == pytest.approx(float(begins[0] + ends[0]), abs=1e-5)
+
+
+def test_doubtful_ends_give_the_span_that_most_likely_ones_share_and_not_the_likeliest() -> None:
+    import torch
+
+    class Marked(torch.nn.Module):
+        """Sure of the beginning at token 2; the end is at 3 with 0.4, or with 0.2 each at 7, 8 and 9."""
+
+        def forward(self, input_ids: Any, attention_mask: Any, output_hidden_states: bool) -> Any:
+            from types import SimpleNamespace
+
+            start, end = torch.full((1, 12), -30.0), torch.full((1, 12), -30.0)
+            start[0, 2], end[0, 3] = 0.0, float(np.log(0.4))
+            end[0, 7:10] = float(np.log(0.2))
+            return SimpleNamespace(start_logits=start, end_logits=end, hidden_states=[torch.zeros(1, 12, 4)])
+
+    ones = torch.ones((1, 12), dtype=torch.int64)
+    mask = ones.clone()
+    mask[0, 0] = 0
+    start, end, *_ = _spans.expected_overlap(Marked())(ones, ones, ones, mask)  # type: ignore[arg-type]
+    assert (int(start[0]), int(end[0])) == (2, 7)
 
 
 def test_the_threshold_is_where_answering_gains_most_and_probability_says_which_side() -> None:
@@ -229,10 +262,32 @@ def test_the_threshold_is_where_answering_gains_most_and_probability_says_which_
     calibration = PROBLEM.calibrate(raw, encoded, {})
     assert calibration["threshold"] == 1.5
     rows = pl.DataFrame({"id": list("abcde"), "context": ["One two."] * 5})
+    assert calibration["late"] == 0.0
     answers = PROBLEM.answer(rows, PROBLEM.gather(raw, encoded), {}, calibration)
     assert answers["answer"].to_list() == ["two", "two", "two", "", ""]
     assert answers["answer_start"].to_list() == [4, 4, 4, -1, -1]
     assert (answers["probability"] > 0.5).all()
+
+
+def test_where_earlier_windows_are_right_more_often_a_later_one_has_to_be_surer() -> None:
+    """In each row the later window scores a little more, and the first one holds the answer."""
+    encoded = pl.DataFrame(
+        {
+            "id": [name for name in "abcd" for _ in range(2)],
+            "starts": [[0, 4], [900, 904]] * 4,
+            "ends": [[3, 7], [903, 907]] * 4,
+            "start": [1, 0] * 3 + [0, 1],
+            "end": [1, 0] * 3 + [0, 1],
+        }
+    )
+    score = [3.0, 3.5] * 3 + [3.0, 9.0]
+    raw = outputs(start=[1] * 8, end=[1] * 8, score=score, null_score=[0.0] * 8)
+    calibration = PROBLEM.calibrate(raw, encoded, {})
+    assert calibration["late"] > 0
+    rows = pl.DataFrame({"id": list("abcd"), "context": ["One two." + " " * 894 + "." * 10] * 4})
+    gathered = PROBLEM.gather(raw, encoded)
+    assert PROBLEM.answer(rows, gathered, {}, calibration)["answer_start"].to_list() == [4, 4, 4, 904]
+    assert PROBLEM.answer(rows, gathered, {}, {**calibration, "late": 0.0})["answer_start"].to_list() == [904] * 4
 
 
 def test_metrics_are_means_over_the_rows_they_are_about() -> None:

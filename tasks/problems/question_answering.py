@@ -1,7 +1,8 @@
 """The answer to a question as a span of a passage, or that the passage holds none.
 
 A passage that is longer than the model is read in overlapping windows. The exported graph chooses each window's best
-span itself, so that its outputs have one size whatever the length. Arrays are named by shape: W windows, N rows.
+span itself (`_spans.py`), so that its outputs have one size whatever the length. Arrays are named by shape: W windows,
+N rows.
 """
 
 import re
@@ -14,12 +15,12 @@ from numpy.typing import NDArray
 
 from tasks.errors import DataError, ParamsError
 from tasks.params import Scratch
-from tasks.problems import Arrays, Signature, _classification, _squad, _text
+from tasks.problems import Arrays, Signature, _classification, _spans, _squad, _text
 from tasks.problems._squad import NO_ANSWER, exact_match
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
-    from torch import Tensor, nn
+    from torch import nn
     from transformers import PreTrainedModel
 
 # The longest question is half of a window, and a quarter of it is shared with the window before; room for the rest of
@@ -31,8 +32,6 @@ _MOST_WINDOWS = 64
 
 # Of the windows without an answer that are learned from.
 _SHARE_OF_OTHERS = 0.1
-
-_MOST_ANSWER_TOKENS = 96
 
 # Where an answer begins that the passage does not hold.
 _NOWHERE = -1
@@ -142,60 +141,42 @@ class QuestionAnswering:
         return build("AutoModelForQuestionAnswering", base, vocabulary, dropout, attention)
 
     def exportable(self, model: "PreTrainedModel") -> "nn.Module":
-        return _best_span(model)
+        return _spans.expected_overlap(model)
 
     def traced(self, model: "PreTrainedModel", batch: Arrays) -> Arrays:
         return batch
 
     def gather(self, outputs: Arrays, encoded: pl.DataFrame) -> Arrays:
-        """`start` and `end` in characters of the context, `margin` over having no answer, and the embedding, by row."""
-        best_N, firsts_N = _best_windows(outputs, encoded)
-        chosen = encoded[best_N].with_columns(
-            pl.Series("first", outputs["start"][best_N]), pl.Series("last", outputs["end"][best_N])
-        )
-        if not len(firsts_N):
-            sums_ND = nulls_N = sizes_N = outputs["null_score"][:0]
-            embedding_ND = outputs["pooled_embedding"][:0]
-        else:
-            sums_ND = np.add.reduceat(outputs["pooled_embedding"], firsts_N, axis=0)
+        """The best span of each window side by side (`start` and `end` in characters of the context, `score` over
+        having no answer), and the mean embedding, by row.
+        """
+        spans = _spans.by_row(outputs, encoded)
+        embedding_WD, firsts_N = outputs["pooled_embedding"], spans.pop("window")[:, 0]
+        if len(firsts_N):
             sizes_N = np.diff(np.append(firsts_N, len(encoded)))
-            nulls_N = np.minimum.reduceat(outputs["null_score"], firsts_N)
-            embedding_ND = (sums_ND / sizes_N[:, None]).astype(np.float32)
-        return {
-            "start": chosen.select(pl.col("starts").list.get(pl.col("first"))).to_series().to_numpy().astype(np.int64),
-            "end": chosen.select(pl.col("ends").list.get(pl.col("last"))).to_series().to_numpy().astype(np.int64),
-            "margin": outputs["score"][best_N] - nulls_N,
-            "pooled_embedding": embedding_ND,
-        }
+            embedding_WD = np.add.reduceat(embedding_WD, firsts_N, axis=0) / sizes_N[:, None]
+        return {**spans, "pooled_embedding": embedding_WD.astype(np.float32)}
 
     def compare(self, reference: Arrays, outputs: Arrays) -> tuple[float, float]:
         expected_W, found_W = (one["score"] - one["null_score"] for one in (reference, outputs))
         elsewhere_W = (reference["start"] != outputs["start"]) | (reference["end"] != outputs["end"])
         changed_W = ((expected_W > 0) != (found_W > 0)) | ((expected_W > 0) & elsewhere_W)
-        return float(np.abs(_sigmoid(expected_W) - _sigmoid(found_W)).max()), float(changed_W.mean())
+        return float(np.abs(_spans.sigmoid(expected_W) - _spans.sigmoid(found_W)).max()), float(changed_W.mean())
 
     def calibrate(self, outputs: Arrays, encoded: pl.DataFrame, signature: Signature) -> dict[str, float]:
-        """The margin from which answering gains more F1 than it loses, and how sure a margin beyond it makes."""
-        best_N, firsts_N = _best_windows(outputs, encoded)
-        targets = encoded.select("start", "end").to_numpy()
-        answerable_N = np.logical_or.reduceat(targets[:, 1] > 0, firsts_N)
-        nulls_N = np.minimum.reduceat(outputs["null_score"], firsts_N)
-        margins_N = (outputs["score"][best_N] - nulls_N).astype(np.float64)
-        found = np.stack([outputs["start"][best_N], outputs["end"][best_N]], axis=1)
-        gains_N = np.where(answerable_N, _overlap(found, targets[best_N]), -1.0)
-        threshold = _best_threshold(margins_N, gains_N)
-        return {"scale": _fit_scale(margins_N - threshold, answerable_N), "threshold": threshold}
+        """What decides between windows and from which margin answering gains more F1 than it loses."""
+        return _spans.fit(outputs, encoded)
 
     def answer(
         self, rows: pl.DataFrame, outputs: Arrays, signature: Signature, calibration: Mapping[str, float]
     ) -> pl.DataFrame:
-        beyond_N = outputs["margin"].astype(np.float64) - calibration.get("threshold", 0.0)
-        answerable_N = _sigmoid(calibration.get("scale", 1.0) * beyond_N)
+        best_N, margin_N = _spans.choose(outputs["start"], outputs["score"], calibration.get("late", 0.0))
+        starts_N, ends_N = (outputs[name][np.arange(len(rows)), best_N] for name in ("start", "end"))
+        beyond_N = margin_N - calibration.get("threshold", 0.0)
+        answerable_N = _spans.sigmoid(calibration.get("scale", 1.0) * beyond_N)
         spans = [
             _trimmed(context, int(start), int(end)) if is_answered else (NO_ANSWER, _NOWHERE)
-            for context, start, end, is_answered in zip(
-                rows["context"], outputs["start"], outputs["end"], beyond_N > 0, strict=True
-            )
+            for context, start, end, is_answered in zip(rows["context"], starts_N, ends_N, beyond_N > 0, strict=True)
         ]
         return _answers(spans, np.maximum(answerable_N, 1 - answerable_N))
 
@@ -333,55 +314,6 @@ def _place(window: "Encoding", start: int, end: int) -> tuple[int, int]:
     return first, last
 
 
-def _best_windows(outputs: Arrays, encoded: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """For each row its window with the best span (the first of equals), and its first window."""
-    is_first_W = _text.begins_row(encoded)
-    row_W = np.cumsum(is_first_W) - 1
-    order_W = np.lexsort((-outputs["score"], row_W))
-    firsts_N = np.flatnonzero(is_first_W)
-    return order_W[firsts_N], firsts_N
-
-
-def _overlap(found: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
-    """F1 by tokens of spans from a first to a last one."""
-    shared = np.minimum(found[:, 1], right[:, 1]) - np.maximum(found[:, 0], right[:, 0]) + 1
-    sizes = (found[:, 1] - found[:, 0] + 1) + (right[:, 1] - right[:, 0] + 1)
-    return np.asarray(2 * np.maximum(shared, 0) / sizes, dtype=np.float64)
-
-
-def _best_threshold(margins_N: NDArray[np.float64], gains_N: NDArray[np.float64]) -> float:
-    """Where to begin to answer, so that the sum of the gains of what is answered is the largest.
-
-    Half-way between the margins to both sides, and rounded to six decimals.
-    """
-    order = np.argsort(-margins_N, kind="stable")
-    sums = np.concatenate([[0.0], np.cumsum(gains_N[order])])
-    margins = margins_N[order]
-    is_cut = np.concatenate([[True], np.diff(margins) < 0, [True]])  # between equals there is none
-    most = int(np.argmax(np.where(is_cut, sums, -np.inf)))
-    edges = np.concatenate([[margins[0] + 1], margins, [margins[-1] - 1]])
-    return round(float((edges[most] + edges[most + 1]) / 2), 6)
-
-
-def _fit_scale(beyond_N: NDArray[np.float64], answerable_N: NDArray[np.bool_]) -> float:
-    """The s for which sigmoid(s · margin) has the least log loss (Platt 1999, without the shift), 0.01 to 100."""
-    from scipy.optimize import minimize_scalar
-
-    signed_N = np.where(answerable_N, beyond_N, -beyond_N)
-
-    def log_loss(log_scale: float) -> float:
-        return float(np.logaddexp(0.0, -np.exp(log_scale) * signed_N).mean())
-
-    found = minimize_scalar(log_loss, bounds=(np.log(0.01), np.log(100)), method="bounded", options={"xatol": 1e-7})
-    return round(float(np.exp(found.x)), 6)
-
-
-def _sigmoid(margin_N: NDArray[Any]) -> NDArray[np.float64]:
-    from scipy.special import expit
-
-    return np.asarray(expit(margin_N.astype(np.float64)))
-
-
 def _sentences(context: str) -> list[tuple[str, int]]:
     """The sentences of a passage, one at the least, and where each begins."""
     ends = [*(found.end() for found in _SENTENCE_END.finditer(context)), len(context)]
@@ -392,45 +324,6 @@ def _likest(sentences: Sequence[tuple[str, int]], question: str, tfidf: Any) -> 
     """The sentence whose words are most like the question's, by the cosine of TF-IDF; the first of equals."""
     likeness = (tfidf.transform([text for text, _ in sentences]) @ tfidf.transform([question]).T).toarray()
     return sentences[int(likeness[:, 0].argmax())]
-
-
-def _best_span(model: "PreTrainedModel") -> "nn.Module":
-    import inspect
-
-    import torch
-
-    reads_types = "token_type_ids" in inspect.signature(model.forward).parameters
-
-    class BestSpan(torch.nn.Module):
-        """The span of context tokens with the highest start and end logits together, and what having none scores."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(
-            self, input_ids: "Tensor", attention_mask: "Tensor", token_type_ids: "Tensor", context_mask: "Tensor"
-        ) -> tuple["Tensor", ...]:
-            types = {"token_type_ids": token_type_ids} if reads_types else {}
-            out = self.model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, **types)
-            lowest = torch.finfo(out.start_logits.dtype).min / 4  # two of them can still be added
-            start_BT = torch.where(context_mask > 0, out.start_logits, lowest)
-            end_BT = torch.where(context_mask > 0, out.end_logits, lowest)
-            place_T = torch.arange(input_ids.shape[1], device=input_ids.device)
-            length_TT = place_T[None, :] - place_T[:, None]
-            allowed_TT = (length_TT >= 0) & (length_TT < _MOST_ANSWER_TOKENS)
-            score_BTT = torch.where(allowed_TT, start_BT[:, :, None] + end_BT[:, None, :], 2 * lowest)
-            ending_BT, ends_BT = score_BTT.max(dim=2)
-            score_B, starts_B = ending_BT.max(dim=1)
-            return (
-                starts_B,
-                ends_BT.gather(1, starts_B[:, None])[:, 0],
-                score_B,
-                out.start_logits[:, 0] + out.end_logits[:, 0],
-                _text.pooled(out.hidden_states[-1], attention_mask),
-            )
-
-    return BestSpan()
 
 
 PROBLEM = QuestionAnswering()
