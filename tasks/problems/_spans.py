@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-_MOST_ANSWER_TOKENS = 96
+# Answers of SQuAD and QuAC are hardly ever longer. The ends of a span are judged apart from each other, so that with
+# more room the unlikely long spans, of which there are most, would outweigh the likely ones.
+_MOST_ANSWER_TOKENS = 48
 
 # What a span that begins later in its passage may lose against an earlier one, for each factor e of its distance, which
 # is counted in so many characters.
