@@ -13,7 +13,7 @@ from tasks.problems import _spans
 from tasks.problems._squad import exact_match, f1
 from tasks.problems.question_answering import PROBLEM
 from tasks.shards import read_json, read_rows
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, TIDY, shrunk
 from tests.test_problems import tokenizer
 
 PASSAGE = "Ada lived in London. She wrote to Babbage in London about the engine."
@@ -109,6 +109,39 @@ def long_row(num_words: int) -> pl.DataFrame:
     context = ". ".join(words)
     answer = "London " + str(num_words - 2)
     return row(context, "Where did Ada live?", answer, context.index(answer))
+
+
+def test_epochs_are_compared_on_windows_drawn_like_those_that_are_learned_from(tmp_path: Any) -> None:
+    """Of long passages nearly all windows hold no answer; here learning leaves all of them out."""
+    from tasks.shards import ShardWriter
+    from tasks.tokenize import tokenize
+    from tasks.train import train
+
+    seen: list[pl.DataFrame] = []
+
+    class Watched(type(PROBLEM)):  # type: ignore[misc]
+        def learned(self, encoded: pl.DataFrame, seed: int) -> pl.DataFrame:
+            return encoded.filter(pl.col("end") > 0)
+
+        def batch(self, encoded: pl.DataFrame, pad_id: int) -> Any:
+            seen.append(encoded.select("id", "end"))
+            return super().batch(encoded, pad_id)
+
+    params = shrunk(load_model("reviews", REPOSITORY / "params.yaml"))
+    params = params.model_copy(update={"train": params.train.model_copy(update={"epochs": 1})})
+    rows = pl.concat([long_row(40)] * 40).with_columns(id=pl.format("r{}", pl.int_range(40)), split=pl.lit("train"))
+    rows = rows.with_columns(split=pl.when(pl.int_range(40) < 10).then(pl.lit("validation")).otherwise("split"))
+    (tmp_path / "clean").mkdir()
+    writer = ShardWriter(tmp_path / "clean", 1000, rows.schema)
+    writer.write(rows)
+    writer.finish(tidy=TIDY)
+    places = [tmp_path / name for name in ("tokens", "checkpoint", "train.json", "loss.json", "live", "work")]
+    tokenize(
+        tmp_path / "clean", places[0], tmp_path / "t.json", params=params.tokenize, base=params.base, problem=PROBLEM
+    )
+    train(*places, params=params.train, base=params.base, threads=1, problem=Watched())
+    assert pl.concat(seen)["end"].min() > 0  # type: ignore[operator]
+    assert pl.concat(seen)["id"].n_unique() == 40
 
 
 def test_a_long_passage_is_read_in_windows_that_overlap_and_miss_nothing() -> None:
