@@ -57,8 +57,8 @@ def train(
     facts = read_json(tokens / "manifest.json")
     taught = problem.learned(load_tokens(tokens, "train"), params.seed)
     learned = problem.packed(taught, facts["max_tokens"], params.seed)
-    # Drawn like what is learned from. All windows without an answer, of which long passages have many, would outweigh the
-    # others, and the best epoch would be the one that is least sure of any answer.
+    # Drawn like what is learned from. All windows without an answer, of which long passages have many, would outweigh
+    # the others, and the best epoch would be the one that is least sure of any answer.
     held_out = problem.learned(load_tokens(tokens, "validation"), params.seed)
     torch.set_num_threads(threads)
     quiet()
