@@ -280,8 +280,8 @@ def test_doubtful_ends_give_the_span_that_most_likely_ones_share_and_not_the_lik
     assert (int(start[0]), int(end[0])) == (2, 7)
 
 
-def test_the_threshold_is_where_answering_gains_most_and_probability_says_which_side() -> None:
-    # Three rows with an answer that is found, two without; a margin of 1.5 parts them best.
+def test_the_threshold_is_where_answering_begins_to_gain_and_probability_says_which_side() -> None:
+    # Three rows with an answer that is found, two without: the line through the gains is 0 at 1.6 - 0.2 · 21.2 / 8.4.
     encoded = pl.DataFrame(
         {
             "id": list("abcde"),
@@ -293,13 +293,31 @@ def test_the_threshold_is_where_answering_gains_most_and_probability_says_which_
     )
     raw = outputs(start=[1] * 5, end=[1] * 5, score=[4.0, 3.0, 2.0, 1.0, -2.0], null_score=[0.0] * 5)
     calibration = PROBLEM.calibrate(raw, encoded, {})
-    assert calibration["threshold"] == 1.5
+    assert calibration["threshold"] == pytest.approx(1.095238)
     rows = pl.DataFrame({"id": list("abcde"), "context": ["One two."] * 5})
     assert calibration["late"] == 0.0
     answers = PROBLEM.answer(rows, PROBLEM.gather(raw, encoded), {}, calibration)
     assert answers["answer"].to_list() == ["two", "two", "two", "", ""]
     assert answers["answer_start"].to_list() == [4, 4, 4, -1, -1]
     assert (answers["probability"] > 0.5).all()
+
+
+@pytest.mark.parametrize(("answered", "given"), [(4, 5), (1, 0)])
+def test_margins_that_say_nothing_leave_all_rows_answered_or_none(answered: int, given: int) -> None:
+    encoded = pl.DataFrame(
+        {
+            "id": list("abcde"),
+            "starts": [[0, 4]] * 5,
+            "ends": [[3, 7]] * 5,
+            "start": [0] * (5 - answered) + [1] * answered,
+            "end": [0] * (5 - answered) + [1] * answered,
+        }
+    )
+    raw = outputs(start=[1] * 5, end=[1] * 5, score=[5.0, 4.0, 3.0, 2.0, 1.0], null_score=[0.0] * 5)
+    calibration = PROBLEM.calibrate(raw, encoded, {})
+    rows = pl.DataFrame({"id": list("abcde"), "context": ["One two."] * 5})
+    answers = PROBLEM.answer(rows, PROBLEM.gather(raw, encoded), {}, calibration)
+    assert (answers["answer"] != "").sum() == given
 
 
 def test_where_earlier_windows_are_right_more_often_a_later_one_has_to_be_surer() -> None:

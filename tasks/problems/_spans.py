@@ -118,7 +118,7 @@ def choose(start_NM: NDArray[Any], score_NM: NDArray[Any], late: float) -> tuple
 
 
 def fit(outputs: Arrays, encoded: pl.DataFrame) -> dict[str, float]:
-    """What decides between windows and whether to answer, by the most F1 on the encoded rows: `late`, `threshold`.
+    """What decides between windows and whether to answer, fitted to the F1 of the encoded rows: `late`, `threshold`.
 
     `scale` makes of what lies beyond the threshold a probability that there is an answer.
     """
@@ -126,14 +126,15 @@ def fit(outputs: Arrays, encoded: pl.DataFrame) -> dict[str, float]:
     targets_W2 = encoded.select("start", "end").to_numpy()
     answerable_N = (targets_W2[:, 1] > 0)[rows["window"]].any(axis=1)
     f1_W = _f1_by_tokens(np.stack([outputs["start"], outputs["end"]], axis=1), targets_W2)
-    reached = []
-    for late in _LATE:
-        best_N, margin_N = choose(rows["start"], rows["score"], float(late))
-        window_N = rows["window"][np.arange(len(best_N)), best_N]
-        gains_N = np.where(answerable_N, f1_W[window_N], -1.0)
-        reached.append((*_best_threshold(margin_N, gains_N), float(late), margin_N))
+
+    def chosen(late: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        best_N, margin_N = choose(rows["start"], rows["score"], late)
+        return f1_W[rows["window"][np.arange(len(best_N)), best_N]], margin_N
+
     # The first of equals, which is the smallest.
-    _, threshold, late, margin_N = max(reached, key=lambda found: found[0])
+    late = max((float(late) for late in _LATE), key=lambda late: float(chosen(late)[0].sum()))
+    f1_N, margin_N = chosen(late)
+    threshold = _threshold(margin_N, np.where(answerable_N, f1_N, -1.0))
     return {"late": late, "scale": _fit_scale(margin_N - threshold, answerable_N), "threshold": threshold}
 
 
@@ -151,18 +152,18 @@ def _f1_by_tokens(found_W2: NDArray[Any], right_W2: NDArray[Any]) -> NDArray[np.
     return np.asarray(2 * np.maximum(shared_W, 0) / sizes_W, dtype=np.float64)
 
 
-def _best_threshold(margins_N: NDArray[np.float64], gains_N: NDArray[np.float64]) -> tuple[float, float]:
-    """The largest sum of the gains of what is answered, and where to begin to answer so that it is reached.
+def _threshold(margin_N: NDArray[np.float64], gain_N: NDArray[np.float64]) -> float:
+    """The margin from which on answering can expect to gain: where the line of least squares through the gains is 0.
 
-    That is half-way between the margins to both sides, and rounded to six decimals.
+    Of a few hundred rows the cut with the largest sum of gains is mostly chance. Where the line does not rise, or is 0
+    beyond all margins, either all rows are answered or none.
     """
-    order = np.argsort(-margins_N, kind="stable")
-    sums = np.concatenate([[0.0], np.cumsum(gains_N[order])])
-    margins = margins_N[order]
-    is_cut = np.concatenate([[True], np.diff(margins) < 0, [True]])  # between equals there is none
-    most = int(np.argmax(np.where(is_cut, sums, -np.inf)))
-    edges = np.concatenate([[margins[0] + 1], margins, [margins[-1] - 1]])
-    return float(sums[most]), round(float((edges[most] + edges[most + 1]) / 2), 6)
+    deviation_N = margin_N - margin_N.mean()
+    spread, slope = float(deviation_N @ deviation_N), float(deviation_N @ gain_N)
+    lowest, highest = float(margin_N.min()) - 1, float(margin_N.max()) + 1
+    if slope <= 0:
+        return round(lowest if gain_N.mean() > 0 else highest, 6)
+    return round(float(np.clip(margin_N.mean() - gain_N.mean() * spread / slope, lowest, highest)), 6)
 
 
 def _fit_scale(beyond_N: NDArray[np.float64], answerable_N: NDArray[np.bool_]) -> float:
