@@ -1,7 +1,9 @@
 """The table of problems: rows from the reports of a real line, and a word on what was not run."""
 
 import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +11,10 @@ import pytest
 from flows.recipes import recipes
 from tasks import problems
 from tasks.errors import DataError
+from tasks.params import load_model
 from tasks.paths import STAGES
 from tasks.shards import read_json, write_json
-from tests.benchmarks.problems import KEPT, PAGE, _best_baseline, _export_only, figures, page
+from tests.benchmarks.problems import KEPT, PAGE, _best_baseline, _clone, export_only, figures, page
 from tests.conftest import REPOSITORY, Line
 
 Copied = Callable[[Line], Line]
@@ -94,21 +97,25 @@ def test_the_best_baseline_is_the_lowest_where_less_is_better() -> None:
 def test_a_clone_exports_one_variant_and_then_again_what_its_recipe_says(ended: Line) -> None:
     paths = ended.paths
     shutil.copytree(REPOSITORY / "recipes", paths.root / "recipes")
-    shutil.copy(REPOSITORY / "recipes" / "text_classification.yaml", paths.root / f"recipes/{paths.model}.yaml")
     before = read_json(paths.root / "params.yaml")["models"][paths.model]
 
     def now() -> Any:
-        from tasks.params import load_model
-
         return load_model(paths.model, paths.root / "params.yaml")
 
-    _export_only(paths, "fp32")
+    export_only(paths, "text_classification", "fp32")
     assert now().export.variants == ["fp32"]
     assert now().train.model_dump(mode="json") == before["train"]
-    _export_only(paths, None)
+    export_only(paths, "text_classification", None)
     assert now().export.model_dump(mode="json") == before["export"]
 
 
 def test_the_document_is_what_its_figures_say() -> None:
     kept = read_json(REPOSITORY / KEPT)
     assert (REPOSITORY / PAGE).read_text() == page(kept, recipes(REPOSITORY))
+
+
+def test_a_recipe_becomes_a_model_of_a_clone_of_what_is_committed(tmp_path: Path) -> None:
+    root = _clone("question_answering", tmp_path)
+    assert load_model("question-answering", root / "params.yaml").problem == "question_answering"
+    assert _clone("question_answering", tmp_path) == root, "an earlier one is gone on with"
+    assert subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "tasks"], cwd=root, check=False).returncode == 0

@@ -25,7 +25,7 @@ from typing import Any
 from flows.recipes import recipes
 from tasks import problems
 from tasks.errors import DataError, MillError, ParamsError, did_you_mean
-from tasks.params import load_model
+from tasks.params import load_model, read_yaml
 from tasks.paths import STAGES, Paths
 from tasks.problems import Problem
 from tasks.shards import read_json, write_json, write_text
@@ -79,19 +79,20 @@ def main() -> int:
 
 def run(recipe: str, folder: Path) -> Row:
     """The recipe's row, from a clone below `folder`. Raises MillError where its line does not come to its end."""
-    paths = Paths(recipe, _clone(recipe, folder))
+    root = _clone(recipe, folder)
+    paths = Paths(_model_name(recipe), root)
     _repro(paths)
     found = figures(paths)
     released = found["released"]
     for variant in VARIANTS:
         if variant != released:
-            _export_only(paths, variant)
+            export_only(paths, recipe, variant)
             try:
                 _repro(paths)
                 found["variants"] |= figures(paths)["variants"]
             except MillError as error:
                 print(f"{recipe}: {variant} has no figures. {error}", file=sys.stderr)
-            _export_only(paths, None)
+            export_only(paths, recipe, None)
     return found
 
 
@@ -110,6 +111,7 @@ def figures(paths: Paths) -> dict[str, Any]:
         "machine": _machine(_report(paths.report("train"), paths)["precision"], params.threads),
         "metric": problem.headline,
         "model": architecture,
+        "problem": problem.name,
         "quality": quality,
         "released": released,
         "seconds": {"line": round(sum(seconds.values()), 1), "train": round(seconds["train"], 1)},
@@ -129,7 +131,7 @@ def page(kept: Mapping[str, Row], known: Iterable[str]) -> str:
     """The document: a row for each recipe that was run, and a sentence on each that was not."""
     names = sorted(known)
     columns = (
-        "problem",
+        "recipe",
         "model",
         "quality (95 % interval)",
         "best baseline, difference to it",
@@ -152,9 +154,9 @@ def page(kept: Mapping[str, Row], known: Iterable[str]) -> str:
 
 def _cells(name: str, row: Row) -> list[str]:
     baseline = row["baseline"]
-    higher = problems.load(name).higher_is_better[row["metric"]]
+    higher = problems.load(row["problem"]).higher_is_better[row["metric"]]
     return [
-        f"{name}",
+        name,
         f"{row['model']}, {row['weights'] / 1e6:.1f} M",
         f"{row['metric']} {_interval(row['quality'])}{'' if higher else ', less is better'}",
         f"{baseline['name']} {_number(baseline['value'])}, {_interval(baseline['difference'], signed=True)}",
@@ -249,25 +251,22 @@ def _clone(recipe: str, folder: Path) -> Path:
     if not (root / ".git").exists():
         root.parent.mkdir(parents=True, exist_ok=True)
         _said("git", "clone", "-q", str(REPOSITORY), str(root), cwd=root.parent)
-    if recipe not in _params(root)["models"]:
-        _said(sys.executable, "-m", "flows.cli", "add", recipe, "--recipe", recipe, cwd=root)
+    if _model_name(recipe) not in read_yaml(root / "params.yaml")["models"]:
+        _said(sys.executable, "-m", "flows.cli", "add", _model_name(recipe), "--recipe", recipe, cwd=root)
     return root
 
 
-def _params(root: Path) -> Any:
-    from ruamel.yaml import YAML
-
-    return YAML(typ="safe").load((root / "params.yaml").read_text(encoding="utf-8"))
+def _model_name(recipe: str) -> str:
+    return recipe.replace("_", "-")
 
 
-def _export_only(paths: Paths, variant: str | None) -> None:
+def export_only(paths: Paths, recipe: str, variant: str | None) -> None:
     """Have export make this variant alone, wide of its limits; without one, what the recipe says."""
     from ruamel.yaml import YAML
 
     yaml, file = YAML(), paths.root / "params.yaml"
     params = yaml.load(file.read_text(encoding="utf-8"))
-    recipe = YAML(typ="safe").load((paths.root / "recipes" / f"{paths.model}.yaml").read_text(encoding="utf-8"))
-    says = recipe["model"]["export"]
+    says = read_yaml(paths.root / "recipes" / f"{recipe}.yaml")["model"]["export"]
     wide = {"variants": [variant], "max_probability_difference": 1.0, "max_changed_answers": 1.0}
     params["models"][paths.model]["export"] = {**says, **(wide if variant else {})}
     with file.open("w", encoding="utf-8") as unfinished:
@@ -275,7 +274,7 @@ def _export_only(paths: Paths, variant: str | None) -> None:
 
 
 def _repro(paths: Paths) -> None:
-    """Bring the line up to date, one stage at a time, what it says in `problems.log` beside the clone."""
+    """Bring the line up to date, one stage at a time; what it says is in a log beside the clone."""
     with (paths.root.parent / f"{paths.model}.log").open("a", encoding="utf-8") as log:
         command = [sys.executable, "-m", "dvc", "repro", f"deploy@{paths.model}"]
         done = subprocess.run(command, cwd=paths.root, env=_environment(), stdout=log, stderr=log, check=False)
