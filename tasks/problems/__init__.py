@@ -37,6 +37,8 @@ class Problem(Protocol):
     """Targets that are texts: normalised and redacted along with `texts`, and then realigned with them."""
     label: str | None
     """The column that validate counts quarantine by, and whose contradictions clean drops. None where there is none."""
+    separator: str | None
+    """What stands between the labels in that column where a row has any number of them; None where it has just one."""
     inputs: Sequence[str]
     """The columns that a request has."""
     signs: Sequence[str]
@@ -79,8 +81,11 @@ class Problem(Protocol):
         """What is learned from, rearranged so that no place of a batch is padding; or as it is."""
         ...
 
-    def batch(self, encoded: pl.DataFrame, pad_id: int) -> dict[str, NDArray[np.int64]]:
-        """Pad encoded rows into arrays of the model's own argument names, `labels` included where there are any."""
+    def batch(self, encoded: pl.DataFrame, pad_id: int) -> dict[str, NDArray[Any]]:
+        """Pad encoded rows into arrays of the model's own argument names, `labels` included where there are any.
+
+        All are whole numbers but labels that a loss takes as shares.
+        """
         ...
 
     def build(
@@ -182,3 +187,11 @@ def load(name: str) -> Problem:
     """The problem of that file's name; params has checked that there is one."""
     problem: Problem = importlib.import_module(f"tasks.problems.{name}").PROBLEM
     return problem
+
+
+def label_lists(labels: pl.Series, problem: Problem) -> pl.Series:
+    """The labels of each row as a list: just one, or any number of them where the problem has a separator."""
+    if problem.separator is None:
+        return pl.select(pl.concat_list(labels)).to_series()
+    none = pl.lit([], dtype=pl.List(pl.String))
+    return pl.select(pl.when(labels == "").then(none).otherwise(labels.str.split(problem.separator))).to_series()

@@ -58,6 +58,7 @@ class QuestionAnswering:
     texts = ("context", "question")
     target_texts = ("answer",)
     label = None
+    separator = None
     inputs = ("context", "question")
     signs = ("answer_start",)
     targets = ("start", "end")

@@ -43,6 +43,7 @@ class TextGeneration:
     texts = ("text",)
     target_texts = ()
     label = None
+    separator = None
     inputs = ("text",)
     signs = ()
     targets = ("labels",)
