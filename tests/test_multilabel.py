@@ -199,7 +199,7 @@ def test_the_commonest_set_is_the_first_baseline() -> None:
 
 def write(folder: Path, rows: pl.DataFrame) -> None:
     folder.mkdir()
-    writer = ShardWriter(folder, 1000, rows.schema)
+    writer = ShardWriter(folder, 1000, rows.schema, "p00000")
     writer.write(rows)
     writer.finish()
 
@@ -212,7 +212,7 @@ def test_clean_drops_what_is_malformed_or_contradicts_and_counts_each_label(tmp_
         for n in range(100)
         for place, (what, labels) in enumerate(said)
     ]
-    write(tmp_path / "valid", pl.DataFrame(rows).with_columns(pl.lit("s").alias("unused")).drop("unused"))
+    write(tmp_path / "valid", pl.DataFrame(rows))
     params = load_model("reviews", REPOSITORY / "params.yaml").clean
     params = params.model_copy(update={"near_duplicates": None, "min_rows": 1})
     clean(tmp_path / "valid", tmp_path / "clean", tmp_path / "clean.json", params=params, problem=PROBLEM)
