@@ -5,7 +5,7 @@ back. Arrays are named by shape: B rows of a batch, T tokens, N rows of a split,
 """
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Arrays = Mapping[str, NDArray[Any]]
+
+# Takes, a list of bools a row, which tokens chance may touch; gives the places that those left had, in their new order.
+Draw = Callable[[pl.Series], pl.Series]
 
 # What a trained model's numbers mean: the labels in the order of its outputs, for instance. JSON, kept with the model.
 Signature = Mapping[str, Any]
@@ -79,6 +82,13 @@ class Problem(Protocol):
 
     def packed(self, encoded: pl.DataFrame, max_tokens: int, seed: int) -> pl.DataFrame:
         """What is learned from, rearranged so that no place of a batch is padding; or as it is."""
+        ...
+
+    def augment(self, encoded: pl.DataFrame, specials: Sequence[int], draw: Draw) -> pl.DataFrame:
+        """Some rows of `packed` as `draw` changes them, and their targets with them. `specials` stand for no text.
+
+        Raises ParamsError where rows like these are worth learning from only as they are.
+        """
         ...
 
     def batch(self, encoded: pl.DataFrame, pad_id: int) -> dict[str, NDArray[Any]]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from tasks.params import Scratch
-from tasks.problems import _text
+from tasks.problems import Draw, _text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -26,6 +26,12 @@ def encode(rows: pl.DataFrame, tokenizer: "Tokenizer", max_tokens: int) -> pl.Da
             "truncated": pl.Series([bool(encoding.overflowing) for encoding in encodings], dtype=pl.Boolean),
         }
     )
+
+
+def augment(encoded: pl.DataFrame, specials: Sequence[int], draw: Draw) -> pl.DataFrame:
+    """The rows with the tokens of their texts changed: a label is that of the text as a whole."""
+    movable = encoded["input_ids"].list.eval(~pl.element().is_in(list(specials)))
+    return encoded.with_columns(pl.col("input_ids").list.gather(draw(movable)))
 
 
 def build(

@@ -1,6 +1,6 @@
 """Any number of labels for a text, none among them. Each label has a probability and a threshold of its own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import DataError
 from tasks.params import Scratch
-from tasks.problems import Arrays, Signature, _encoder, _multilabel, _text
+from tasks.problems import Arrays, Draw, Signature, _encoder, _multilabel, _text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -60,6 +60,9 @@ class MultilabelClassification:
 
     def packed(self, encoded: pl.DataFrame, max_tokens: int, seed: int) -> pl.DataFrame:
         return encoded
+
+    def augment(self, encoded: pl.DataFrame, specials: Sequence[int], draw: Draw) -> pl.DataFrame:
+        return _encoder.augment(encoded, specials, draw)
 
     def batch(self, encoded: pl.DataFrame, pad_id: int) -> dict[str, NDArray[Any]]:
         arrays: dict[str, NDArray[Any]] = {**_text.padded(encoded, pad_id)}

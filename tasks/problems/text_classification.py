@@ -1,6 +1,6 @@
 """One label for a text. The label with the highest probability is the answer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import DataError
 from tasks.params import Scratch
-from tasks.problems import Arrays, Signature, _classification, _encoder, _text
+from tasks.problems import Arrays, Draw, Signature, _classification, _encoder, _text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -59,6 +59,9 @@ class TextClassification:
 
     def packed(self, encoded: pl.DataFrame, max_tokens: int, seed: int) -> pl.DataFrame:
         return encoded
+
+    def augment(self, encoded: pl.DataFrame, specials: Sequence[int], draw: Draw) -> pl.DataFrame:
+        return _encoder.augment(encoded, specials, draw)
 
     def batch(self, encoded: pl.DataFrame, pad_id: int) -> dict[str, NDArray[np.int64]]:
         arrays = _text.padded(encoded, pad_id)
