@@ -229,7 +229,7 @@ def _count(num_rows: int, stays: pl.DataFrame, dropped: pl.DataFrame, problem: P
         labels = stays.filter(pl.col("split") == split)["label"]
         splits[split] = {"rows": len(labels)}
         if problem.label is not None:
-            counted = labels.cast(pl.String).value_counts()
+            counted = labels.value_counts().with_columns(pl.col("label").cast(pl.String))
             each = counted.with_columns(label_lists(counted["label"], problem).alias("label")).explode("label")
             by_label = each.drop_nulls().group_by("label").agg(pl.col("count").sum())
             splits[split]["labels"] = dict(by_label.iter_rows())

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from pydantic import ValidationError
 
 from tasks import augment
 from tasks.augment import draw
@@ -68,6 +69,15 @@ def test_nothing_is_changed_where_the_shares_are_0(tiny: Line, tmp_path: Path) -
     whole = run(tiny.paths.tokens, tmp_path / "whole", epochs=1)
     same = run(tiny.paths.tokens, tmp_path / "same", epochs=1, augment=Augment(dropout=0.0, swap=0.0))
     assert hashes(same) == hashes(whole)
+
+
+@pytest.mark.parametrize(
+    "shares",
+    [{"dropout": 1.0, "swap": 0.0}, {"dropout": -0.1, "swap": 0.0}, {"dropout": 0.1, "swap": 1.1}, {"dropout": 0.1}],
+)
+def test_shares_that_cannot_be_are_refused(shares: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match="dropout|swap"):
+        Augment.model_validate(shares)
 
 
 def test_the_words_of_a_passage_stay_so_that_spans_are_right() -> None:
