@@ -76,7 +76,7 @@ def test_nothing_is_changed_where_the_shares_are_0(tiny: Line, tmp_path: Path) -
     [{"dropout": 1.0, "swap": 0.0}, {"dropout": -0.1, "swap": 0.0}, {"dropout": 0.1, "swap": 1.1}, {"dropout": 0.1}],
 )
 def test_shares_that_cannot_be_are_refused(shares: dict[str, float]) -> None:
-    with pytest.raises(ValidationError, match="dropout|swap"):
+    with pytest.raises(ValidationError, match=r"dropout|swap"):
         Augment.model_validate(shares)
 
 
