@@ -251,17 +251,17 @@ def test_the_recipes_rules_put_unknown_and_malformed_labels_into_quarantine(tmp_
 
 
 def test_labels_that_come_back_are_read_as_sets_and_what_the_model_does_not_have_is_unknown() -> None:
-    rows = pl.concat([PROBLEM.examples()] * 3).with_columns(id=pl.format("p{}", pl.int_range(30)))
+    rows = pl.concat([PROBLEM.examples()] * 3).with_columns(id=pl.format("p{}", pl.int_range(36)))
     signature = PROBLEM.signature(rows)
     answers = PROBLEM.baselines(rows, rows, signature, seed=1)["tfidf_one_vs_rest"]
     turned = [{"labels": "|".join(reversed(labels.split("|")))} for labels in rows["labels"]]
-    said = [*turned[:26], {"labels": "unheard"}, {"labels": "warm||funny"}, {"labels": 7}, {}]
+    said = [*turned[:32], {"labels": "unheard"}, {"labels": "warm||funny"}, {"labels": 7}, {}]
     label_json = pl.Series("label_json", [json.dumps(label) for label in said])
     labelled = pl.concat([rows.drop("labels"), answers, label_json.to_frame()], how="horizontal")
     params = load_model("reviews", REPOSITORY / "params.yaml").evaluate.model_copy(update={"resamples": 100})
     found = measured_quality(labelled, signature, PROBLEM, params, {})
-    assert (found["labels"], found["unknown"]) == (30, 4)
+    assert (found["labels"], found["unknown"]) == (36, 4)
     assert found["metrics"]["f1_micro"]["value"] > 0.9
     right = right_where_labelled(labelled.drop("label_json"), labelled.select("id", "label_json"), signature, PROBLEM)
-    assert np.isfinite(right).sum() == 26
+    assert np.isfinite(right).sum() == 32
     assert np.nanmean(right) == found["metrics"]["exact_match"]["value"]

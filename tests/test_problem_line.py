@@ -167,7 +167,10 @@ def test_rows_longer_than_the_model_are_described_one_by_one(line: Line) -> None
     assert described["id"].to_list() == rows["id"].to_list()
     for place, row in enumerate(described.iter_rows()):
         assert describe(rows[[place]], runtime).row(0) == row
-    assert described["tokens_per_word"].min() > 0.5
+    if len(runtime.encoded(rows)) > len(rows):  # what becomes several inputs is counted in all of them
+        assert described["tokens_per_word"].min() > 0.5
+    else:
+        assert described["truncated"].all()
 
 
 def test_it_is_asked_from_a_terminal_and_a_file(
@@ -220,7 +223,7 @@ def test_the_server_gives_the_same_answers_by_every_way_to_ask_and_takes_labels(
             assert given == outputs[name]["data"] == alone[name].to_list()
     targets = targets_of(problem.columns, problem.inputs)
     if targets:
-        said = rows.select(targets).to_dicts()
+        said = rows.select(list(targets)).to_dicts()
         labels = [{"id": answer["id"], **label} for answer, label in zip(answers, said, strict=True)]
         told = server.client.post("/models/mine/feedback", json=labels).json()
         assert told == {"received": len(rows), "new": len(rows)}

@@ -161,16 +161,18 @@ class MultilabelClassification:
 
     def examples(self) -> pl.DataFrame:
         said = {
-            "a warm film that made us laugh": "funny|warm",
-            "we laugh from start to end": "funny",
-            "a warm and gentle story": "warm",
-            "much too long, and dull": "long",
-            "a warm film but much too long": "long|warm",
-            "it made us laugh and was too long": "funny|long",
-            "warm, made to laugh at, and too long": "funny|long|warm",
-            "the second part of the series": "",
-            "shown on friday evening": "",
-            "a laugh in every scene": "funny",
+            "a laugh": "funny",
+            "what a laugh it was": "funny",
+            "a warm story": "warm",
+            "warm and gentle": "warm",
+            "much too long": "long",
+            "so long a story": "long",
+            "a long laugh": "funny|long",
+            "a warm laugh": "funny|warm",
+            "a long and warm story": "long|warm",
+            "a long and warm laugh": "funny|long|warm",
+            "the second part": "",
+            "shown on friday": "",
         }
         ids = [f"e{number}" for number in range(len(said))]
         return pl.DataFrame({"id": ids, "text": list(said), "labels": list(said.values())})
