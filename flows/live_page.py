@@ -62,7 +62,7 @@ class Tried:
     answer: Mapping[str, Any] | None = None
     parts: Sequence[Part] = ()
     reason: str = ""
-    unexplained: str = ""  # why there are no parts, where there could be
+    unexplained: str = ""  # why there are no parts
 
     @property
     def weights(self) -> list[tuple[str, int, bool]]:

@@ -21,7 +21,7 @@ from flows.index import entries_of
 from flows.live_page import LiveModel, Tried, live_model
 from flows.up import running
 from flows.worktree import home_of
-from tasks.attribution import Part, can_explain, word_effects
+from tasks.attribution import NOT_EXPLAINED, Part, can_explain, word_effects
 from tasks.database import JournalError
 from tasks.errors import MillError
 from tasks.monitor_report import HTML
@@ -167,7 +167,6 @@ class _Portal:
         row = answered.rows[0]
         if row.reason:
             return Tried(given, reason=f"There is no answer: {row.reason}.")
-        parts = await self._explained(answered.served, row.inputs) if can_explain(problem) else []
         signature = answered.served.answerer.runtime.signature
         words = [name for name, kind in problem.answer_schema(signature).items() if kind == pl.String]
         answer = {
@@ -178,6 +177,9 @@ class _Portal:
             "classes": signature.get("labels", []),
             "said": row.answer[words[0]] if words else None,  # the first text of an answer is the answer
         }
+        if not can_explain(problem):
+            return Tried(given, answer, unexplained=NOT_EXPLAINED)
+        parts = await self._explained(answered.served, row.inputs)
         if parts is None:
             return Tried(given, answer, unexplained="Others are waiting, so which words drove it was not computed.")
         return Tried(given, answer, parts)

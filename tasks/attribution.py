@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from tasks.answers import Answerer
+from tasks.errors import DataError
 from tasks.problems import Problem
 
 # So many variants of a text are asked at most; of a longer one, runs of neighbouring words are left out together.
@@ -28,17 +29,24 @@ class Part:
     effect: float
 
 
+NOT_EXPLAINED = "Which words drove an answer is computed where a text gets just one of several labels, and not here."
+
+
 def can_explain(problem: Problem) -> bool:
     """Whether erasure says something here: the input is one text, and the answer one of several labels."""
-    return len(problem.inputs) == 1 and tuple(problem.texts) == tuple(problem.inputs) and problem.label is not None
+    is_one_text = len(problem.inputs) == 1 and tuple(problem.texts) == tuple(problem.inputs)
+    return is_one_text and problem.label is not None and problem.separator is None
 
 
 def word_effects(answerer: Answerer, inputs: Mapping[str, Any]) -> list[Part]:
     """The parts of a tidied input in their order, each with its effect on the label that the whole text gets.
 
-    Empty where the text is a single word, which leaves nothing to compare with.
+    Empty where the text is a single word, which leaves nothing to compare with. Raises DataError where erasure says
+    nothing; see `can_explain`.
     """
     runtime = answerer.runtime
+    if not can_explain(runtime.problem):
+        raise DataError(NOT_EXPLAINED)
     (column,) = runtime.problem.inputs
     parts = _parts(str(inputs[column]))
     if len(parts) < 2:

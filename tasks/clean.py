@@ -34,7 +34,7 @@ from tasks.neighbours import Sketches
 from tasks.normalise import normalised
 from tasks.params import Clean, Tidy
 from tasks.parts import Parts
-from tasks.problems import Problem
+from tasks.problems import Problem, label_lists
 from tasks.progress import progress
 from tasks.redact import redact
 from tasks.shards import Shard, ShardWriter, atomic_folder, read_shards, require_space, write_json, write_parquet
@@ -174,9 +174,7 @@ def tidy(rows: pl.DataFrame, params: Clean, problem: Problem) -> tuple[pl.DataFr
     num_chars = [pl.col(column).str.len_chars() for column in problem.texts]
     lines = rows.select(
         pl.col("id").cast(pl.String),
-        label=pl.lit("", dtype=pl.Categorical)
-        if problem.label is None
-        else pl.col(problem.label).cast(pl.String).cast(pl.Categorical),
+        label=_label(problem).cast(pl.Categorical),
         split=draw(rows, params.split),
         no_text=pl.any_horizontal(length.is_null() for length in num_chars),
         too_short=pl.any_horizontal(length < params.min_chars for length in num_chars),
@@ -184,6 +182,16 @@ def tidy(rows: pl.DataFrame, params: Clean, problem: Problem) -> tuple[pl.DataFr
     ).with_columns(no_label=pl.col("label").is_null(), no_split_time=pl.col("split").is_null())
     reason = pl.coalesce(pl.when(name).then(pl.lit(name)) for name in _ROW_REASONS)
     return rows, lines.select("id", "label", "split", reason=reason)
+
+
+def _label(problem: Problem) -> pl.Expr:
+    """What two rows with one text contradict each other by: of several labels, the order says nothing."""
+    if problem.label is None:
+        return pl.lit("")
+    label = pl.col(problem.label).cast(pl.String)
+    if problem.separator is None:
+        return label
+    return label.str.split(problem.separator).list.sort().list.join(problem.separator)
 
 
 def _decide(sifted: _Sifted) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
@@ -221,7 +229,10 @@ def _count(num_rows: int, stays: pl.DataFrame, dropped: pl.DataFrame, problem: P
         labels = stays.filter(pl.col("split") == split)["label"]
         splits[split] = {"rows": len(labels)}
         if problem.label is not None:
-            splits[split]["labels"] = dict(labels.value_counts().iter_rows())
+            counted = labels.value_counts().with_columns(pl.col("label").cast(pl.String))
+            each = counted.with_columns(label_lists(counted["label"], problem).alias("label")).explode("label")
+            by_label = each.drop_nulls().group_by("label").agg(pl.col("count").sum())
+            splits[split]["labels"] = dict(by_label.iter_rows())
     return {
         "rows_in": num_rows,
         "rows_kept": len(stays),

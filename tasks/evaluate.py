@@ -215,7 +215,7 @@ def _commonest_errors(cells: Points) -> list[Mapping[str, Any]]:
 
 def mistakes(test: pl.DataFrame, scored: pl.DataFrame, problem: Problem) -> list[dict[str, Any]]:
     """The wrong answers that were surest of themselves, with the inputs that are text; [] where none can be wrong."""
-    if not {"correct", "answer_label", "answer_probability"} <= set(scored.columns) or problem.label is None:
+    if not {"correct", f"answer_{problem.label}", "answer_probability"} <= set(scored.columns) or problem.label is None:
         return []
     texts = [name for name in problem.inputs if test.schema[name] == pl.String]
     wrong = (
@@ -229,7 +229,7 @@ def mistakes(test: pl.DataFrame, scored: pl.DataFrame, problem: Problem) -> list
             "id": row["id"],
             "texts": [row[name] for name in texts],
             "actual": row[problem.label],
-            "answered": row["answer_label"],
+            "answered": row[f"answer_{problem.label}"],
             "probability": row["answer_probability"],
         }
         for row in wrong.iter_rows(named=True)

@@ -207,6 +207,7 @@ def _spoken(answer: pl.DataFrame) -> str:
     if said is None:
         return ", ".join(f"{words(name)} {value}" for name, value in row.items())
     sure = row.get("probability")
+    said = said or "nothing"  # no label, or no answer
     return f"{said} ({figure(sure, 2)})" if isinstance(sure, float) else said
 
 

@@ -186,6 +186,13 @@ class EarlyStopping(Section):
     min_improvement: NotNegative
 
 
+class Augment(Section):
+    """How much of a row chance changes before it is learned from, in each epoch anew."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]  # of its tokens, left out
+    swap: Share  # of its pairs of neighbouring tokens, exchanged
+
+
 class Train(Section):
     """How the weights are found."""
 
@@ -199,6 +206,7 @@ class Train(Section):
     max_gradient_norm: Positive
     dropout: Share
     attention: Literal["eager", "sdpa"]
+    augment: Augment | None
     freeze: list[Text]  # modules by name, a prefix each: embeddings, encoder.layer.0
     precision: Literal["auto", "bf16", "fp32"]  # auto is bf16 where the processor multiplies it
     early_stopping: EarlyStopping | None

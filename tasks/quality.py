@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tasks.judgement import Answers, judge, mcnemar
 from tasks.labels import read_labels, targets_of
 from tasks.params import Evaluate
-from tasks.problems import Problem, Signature
+from tasks.problems import Problem, Signature, label_lists
 
 # With fewer, an interval says nothing.
 _LEAST_LABELS = 10
@@ -127,7 +127,8 @@ def _known(truth: pl.DataFrame, signature: Signature, problem: Problem) -> pl.Se
     whole = truth.select(pl.all_horizontal(pl.col(name).is_not_null() for name in targets)).to_series()
     if problem.label is None or "labels" not in signature:
         return whole
-    return whole & truth[problem.label].is_in(list(signature["labels"])).fill_null(value=False)
+    is_known = pl.element().is_in(list(signature["labels"]))
+    return whole & label_lists(truth[problem.label], problem).list.eval(is_known).list.all().fill_null(value=False)
 
 
 def _changed(now: Mapping[str, float | None], then: Mapping[str, float | None], problem: Problem) -> str | None:

@@ -20,10 +20,12 @@ import torch
 import transformers
 from torch.utils.data import Dataset, Sampler
 
+from tasks.augment import Change, augmenting
 from tasks.errors import LineStopped, ParamsError
 from tasks.params import Scratch, Train
 from tasks.pretrained import quiet
 from tasks.problems import Problem, Signature
+from tasks.problems._text import specials
 from tasks.shards import atomic_folder, explained_when_full, read_json, require_space, sha256_of, write_json
 from tasks.tokens import load_tokens
 from tasks.training import Journal, Progress, last_whole_checkpoint
@@ -57,6 +59,7 @@ def train(
     facts = read_json(tokens / "manifest.json")
     taught = problem.learned(load_tokens(tokens, "train"), params.seed)
     learned = problem.packed(taught, facts["max_tokens"], params.seed)
+    change = _augmenting(tokens, params, problem, learned)
     # Drawn like what is learned from. All windows without an answer, of which long passages have many, would outweigh
     # the others, and the best epoch would be the one that is least sure of any answer.
     held_out = problem.learned(load_tokens(tokens, "validation"), params.seed)
@@ -73,7 +76,7 @@ def train(
         require_space(checkpoint, 10 * sum(p.numel() * p.element_size() for p in model.parameters()))
         journal = Journal(unfinished, live, params, threads)
         trainer = make_trainer(
-            model, learned, held_out, params, precision, problem, facts["pad_id"], unfinished, journal
+            model, learned, held_out, params, precision, problem, facts["pad_id"], unfinished, journal, change
         )
         resumed = last_whole_checkpoint(unfinished)
         has_ended = resumed is not None and journal.restore(resumed)
@@ -84,6 +87,16 @@ def train(
         write_json(report, {**journal.summary(), "precision": precision, "threads": threads})
         write_json(curve, journal.curve())
         shutil.rmtree(unfinished)
+
+
+def _augmenting(tokens: Path, params: Train, problem: Problem, learned: pl.DataFrame) -> Change | None:
+    """None where rows are learned from as they are."""
+    if params.augment is None:
+        return None
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tokens / "tokenizer" / "tokenizer.json"))
+    return augmenting(problem, params.augment, specials(tokenizer), params.seed, learned)
 
 
 def _publish(
@@ -166,6 +179,11 @@ class LengthGroupedSampler(Sampler[int]):
         self._seed = seed
         self._epoch = 0
 
+    @property
+    def epoch(self) -> int:
+        """The one that is being drawn; a batch is fetched while it is."""
+        return self._epoch
+
     def set_epoch(self, epoch: int) -> None:
         """Called by accelerate's loader before each epoch."""
         self._epoch = epoch
@@ -201,16 +219,18 @@ def make_trainer(
     pad_id: int,
     folder: Path,
     journal: Journal,
+    change: Change | None,
 ) -> transformers.Trainer:
     """transformers' Trainer over the encoded rows, with this project's sampler, checkpoints and journal."""
     held_out = held_out.sort(pl.col("input_ids").list.len(), "id")
     lengths = learned["input_ids"].list.len().to_numpy()
+    sampler = LengthGroupedSampler(lengths, params.batch_size, params.seed)
     read = inspect.signature(model.forward).parameters
 
     def collate(encoded: pl.DataFrame, rows: list[int]) -> dict[str, torch.Tensor]:
         batch = encoded[rows]
         journal.saw(batch["id"])
-        return read_by_model(batch)
+        return read_by_model(change(batch, rows, sampler.epoch) if change else batch)
 
     def read_by_model(encoded: pl.DataFrame) -> dict[str, torch.Tensor]:
         # What only the exported module reads stays here: not every architecture knows of it.
@@ -219,7 +239,7 @@ def make_trainer(
 
     class LineTrainer(transformers.Trainer):
         def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-            return LengthGroupedSampler(lengths, params.batch_size, params.seed)
+            return sampler
 
         def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader[Any]:
             return torch.utils.data.DataLoader(
@@ -277,7 +297,7 @@ def make_trainer(
 def _key(tokens: Path, params: Train, base: str | Scratch, threads: int, precision: str) -> str:
     """A hash of all that decides the result: data, params, code, versions of the frameworks."""
     here = Path(__file__).parent
-    code = [here / f"{name}.py" for name in ("pretrained", "tokens", "train", "training")]
+    code = [here / f"{name}.py" for name in ("augment", "pretrained", "tokens", "train", "training")]
     parts = {
         "base": _json(base),
         "code": [sha256_of(path) for path in (*code, *sorted(here.glob("problems/*.py")))],

@@ -30,7 +30,7 @@ from tasks.findings import (
 )
 from tasks.gx import Broken, RowJudge, Tally, judge, metrics_of, page
 from tasks.params import Validate
-from tasks.problems import Problem
+from tasks.problems import Problem, label_lists
 from tasks.progress import progress
 from tasks.shards import Shard, atomic_folder, read_shards, write_json, write_manifest, write_parquet, write_text
 from tasks.statistics import Merged
@@ -59,7 +59,7 @@ def validate(
     schema = _schema(shards, collected, problem)
     on_rows, on_table = read_rules(params.rows, params.table, schema)
     mended = {admission.id: admission for admission in read_admissions(admissions, schema)}
-    sieve = Sieve(on_rows, on_table, schema, mended, problem.label)
+    sieve = Sieve(on_rows, on_table, schema, mended, problem)
     with atomic_folder(valid) as unfinished:
         with atomic_folder(quarantine) as refused:
             kept = _sift(shards, sieve, unfinished, refused)
@@ -92,7 +92,7 @@ class Sieve:
         on_table: Sequence[Rule],
         schema: Mapping[str, pl.DataType],
         mended: Mapping[Any, Admission],
-        label: str | None,
+        problem: Problem,
     ) -> None:
         self.outcome = Outcome(num_admissions=len(mended), unmatched=list(mended))
         self.tallies = [Tally(rule) for rule in on_rows]
@@ -101,7 +101,8 @@ class Sieve:
         self._rules = on_rows
         self._judge = RowJudge(on_rows)
         self._mended = mended
-        self._label = label
+        self._problem = problem
+        self._label = problem.label
 
     def sift(self, collected: pl.DataFrame, where: Path) -> Sifted:
         """The valid rows and the others. Raises DataError, naming `where`, for rows that no verdict can be had on."""
@@ -134,8 +135,10 @@ class Sieve:
         outcome.everything.add(len(rows), int(is_broken.sum()))
         if self._label is not None:
             outcome.unlabelled.add(int((~has_label).sum()), int((is_broken & ~has_label).sum()))
-            by_label = rows.select(label=self._label, broken=is_broken).filter(has_label).group_by("label")
-            for label, num_rows, num_broken in by_label.agg(pl.len(), pl.col("broken").sum()).iter_rows():
+            labels = label_lists(rows[self._label], self._problem).alias("label")
+            each = pl.DataFrame([labels, is_broken.alias("broken")]).filter(has_label).explode("label").drop_nulls()
+            by_label = each.group_by("label").agg(pl.len(), pl.col("broken").sum())
+            for label, num_rows, num_broken in by_label.iter_rows():
                 name = label if isinstance(label, str) else shortened(label)
                 outcome.labels.setdefault(name, Group()).add(num_rows, num_broken)
         is_mended = rows["id"].is_in(pl.Series(list(self._mended), dtype=rows.schema["id"]).implode())

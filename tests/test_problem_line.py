@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,23 +10,29 @@ import polars as pl
 import pytest
 
 from flows.generate import generate
+from flows.git import git
+from flows.portal import add_portal
 from flows.predict import predict
 from flows.recipes import add
 from flows.score import score
 from tasks import problems
 from tasks.answers import open_answerer
+from tasks.attribution import NOT_EXPLAINED, can_explain, word_effects
 from tasks.deploy import deploy
 from tasks.descriptors import describe
 from tasks.errors import DataError, ParamsError
 from tasks.golden import differences
+from tasks.labels import targets_of
 from tasks.monitor import judge_window, open_subject
 from tasks.params import load_model
 from tasks.paths import Paths
 from tasks.release import read_release
 from tasks.runtime import load_runtime
+from tasks.serving.open_inference import datatype_of
 from tasks.shards import read_json, sha256_of, write_json
 from tasks.writing import Sampling
 from tests.conftest import REPOSITORY, Line, shrunk, walk, write_params
+from tests.model_server import Running, running, use
 from tests.test_problems import NAMES
 
 # What the fixtures of the film reviews cover already is not made once more.
@@ -48,7 +55,8 @@ def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     # Packed rows are few, and a step has to be one of many.
     batch_size = 2 if problems.load(request.param).decoding else params.train.batch_size
     train = params.train.model_copy(update={"epochs": EPOCHS, "early_stopping": patient, "batch_size": batch_size})
-    params = params.model_copy(update={"train": train})
+    sliced = params.evaluate.model_copy(update={"slices": ["length_quartile"]})  # examples have no further columns
+    params = params.model_copy(update={"train": train, "evaluate": sliced})
     if problems.load(request.param).decoding:
         # Of six texts each has its own number, and what int8 adds, by which texts stand beside it, would move them.
         params = params.model_copy(update={"export": params.export.model_copy(update={"variants": ["fp32"]})})
@@ -159,7 +167,10 @@ def test_rows_longer_than_the_model_are_described_one_by_one(line: Line) -> None
     assert described["id"].to_list() == rows["id"].to_list()
     for place, row in enumerate(described.iter_rows()):
         assert describe(rows[[place]], runtime).row(0) == row
-    assert described["tokens_per_word"].min() > 0.5
+    if len(runtime.encoded(rows)) > len(rows):  # what becomes several inputs is counted in all of them
+        assert described["tokens_per_word"].min() > 0.5
+    else:
+        assert described["truncated"].all()
 
 
 def test_it_is_asked_from_a_terminal_and_a_file(
@@ -174,6 +185,70 @@ def test_it_is_asked_from_a_terminal_and_a_file(
     rows.write_parquet("rows.parquet")
     score("mine", Path("rows.parquet"), Path("scored.parquet"), force=False)
     assert set(problem.answer_schema({"labels": []})) <= set(pl.read_parquet("scored.parquet").columns)
+
+
+@pytest.fixture(scope="module")
+def server(line: Line, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The release in use, with the page for people."""
+    root = tmp_path_factory.mktemp("served")
+    shutil.copytree(line.paths.release, root / "one")
+    write_params(Line(Paths("mine", root), line.params))
+    use(root, read_release(root / "one"), "mine")
+    git(root, "init", "-q", "-b", "main")
+    git(root, "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "-q", "--allow-empty", "-m", "all")
+    with running(root, also=lambda app: add_portal(app, root, app.state.service)) as server:
+        yield server
+
+
+def test_the_server_gives_the_same_answers_by_every_way_to_ask_and_takes_labels(line: Line, server: Running) -> None:
+    problem = problems.load(line.params.problem)
+    rows = problem.examples()
+    answers = server.predict(rows.select(problem.inputs).to_dicts(), "mine").json()
+    tensors = [
+        {
+            "name": name,
+            "shape": [len(rows)],
+            "datatype": datatype_of(problem.columns[name]),
+            "data": rows[name].to_list(),
+        }
+        for name in problem.inputs
+    ]
+    inferred = server.client.post("/v2/models/mine/infer", json={"inputs": tensors}).json()
+    outputs = {output["name"]: output for output in inferred["outputs"]}
+    alone = open_answerer(read_release(line.paths.release)).answer(rows, batch_size=8)
+    for name, kind in problem.answer_schema({"labels": []}).items():
+        given = [answer[name] for answer in answers]
+        assert outputs[name]["shape"] == list(np.shape(given))
+        if not kind.is_float() and not kind.is_nested():
+            assert given == outputs[name]["data"] == alone[name].to_list()
+    targets = targets_of(problem.columns, problem.inputs)
+    if targets:
+        said = rows.select(list(targets)).to_dicts()
+        labels = [{"id": answer["id"], **label} for answer, label in zip(answers, said, strict=True)]
+        told = server.client.post("/models/mine/feedback", json=labels).json()
+        assert told == {"received": len(rows), "new": len(rows)}
+
+
+def test_the_page_shows_an_answer_and_says_where_words_cannot_be_weighed(line: Line, server: Running) -> None:
+    problem = problems.load(line.params.problem)
+    row = problem.examples().select(problem.inputs).row(0, named=True)
+    page = server.client.post("/reports/", data={"model": "mine", **row}).text
+    assert "mill trace" in page
+    assert (NOT_EXPLAINED in page) == (not can_explain(problem))
+    if problem.separator:
+        answer = server.predict(row, "mine").json()
+        assert f"<strong>{answer['labels']}</strong>" in page
+        assert page.count('<span class="share"') == len(answer["probabilities"])
+
+
+def test_words_are_weighed_only_where_an_answer_is_one_of_several_labels(line: Line) -> None:
+    problem = problems.load(line.params.problem)
+    row, answerer = problem.examples().row(0, named=True), open_answerer(read_release(line.paths.release))
+    if can_explain(problem):
+        assert word_effects(answerer, row)
+        return
+    with pytest.raises(DataError, match="is computed where a text gets just one of several labels"):
+        word_effects(answerer, row)
 
 
 def test_what_writes_goes_on_with_a_prompt_and_what_does_not_says_so(

@@ -9,8 +9,10 @@ import polars as pl
 import pytest
 
 from tasks import problems
+from tasks.errors import ParamsError
 from tasks.params import Scratch
 from tasks.problems import Problem
+from tasks.problems._text import specials
 
 NAMES = sorted(path.stem for path in Path(problems.__file__).parent.glob("[!_]*.py"))
 
@@ -143,6 +145,39 @@ def test_what_is_packed_has_every_id_and_the_same_arrays_each_time(problem: Prob
     assert "labels" in problem.batch(packed, pad_id=0) or set(problem.batch(packed, pad_id=0)) == set(
         problem.batch(encoded, pad_id=0)
     )
+
+
+def test_chance_touches_no_special_token_and_no_target_or_is_refused(problem: Problem, encoded: pl.DataFrame) -> None:
+    marks = specials(tokenizer(problem))
+    packed = problem.packed(encoded, 32, seed=1)
+    seen: list[pl.Series] = []
+
+    def turned(movable: pl.Series) -> pl.Series:
+        """Of what may move every other token is gone, and the rest stands the other way round."""
+        seen.append(movable)
+        places = [[place for place, may in enumerate(row) if may] for row in movable]
+        left = [dict(zip(row[::2], row[::2][::-1], strict=True)) for row in places]
+        return pl.Series(
+            [
+                [some.get(place, place) for place, may in enumerate(row) if not may or place in some]
+                for row, some in zip(movable, left, strict=True)
+            ]
+        )
+
+    try:
+        stays = problem.augment(packed, marks, lambda movable: pl.Series([list(range(len(row))) for row in movable]))
+    except ParamsError:
+        assert problem.decoding, "only what writes learns from its own words"
+        return
+    assert stays.equals(packed)
+    changed = problem.augment(packed, marks, turned)
+    assert changed["id"].equals(packed["id"])
+    assert not changed["input_ids"].equals(packed["input_ids"])
+    before, after = (problem.batch(rows, pad_id=0) for rows in (packed, changed))
+    assert after["attention_mask"].sum() < before["attention_mask"].sum()
+    for movable, row, new in zip(seen[0], packed["input_ids"], changed["input_ids"], strict=True):
+        assert not {token for token, may in zip(row, movable, strict=True) if may} & set(marks)
+        assert [token for token in new if token in marks] == [token for token in row if token in marks]
 
 
 def test_outputs_do_not_depend_on_padding(

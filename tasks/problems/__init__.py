@@ -5,7 +5,7 @@ back. Arrays are named by shape: B rows of a batch, T tokens, N rows of a split,
 """
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Arrays = Mapping[str, NDArray[Any]]
+
+# Takes, a list of bools a row, which tokens chance may touch; gives the places that those left had, in their new order.
+Draw = Callable[[pl.Series], pl.Series]
 
 # What a trained model's numbers mean: the labels in the order of its outputs, for instance. JSON, kept with the model.
 Signature = Mapping[str, Any]
@@ -37,6 +40,8 @@ class Problem(Protocol):
     """Targets that are texts: normalised and redacted along with `texts`, and then realigned with them."""
     label: str | None
     """The column that validate counts quarantine by, and whose contradictions clean drops. None where there is none."""
+    separator: str | None
+    """What stands between the labels in that column where a row has any number of them; None where it has just one."""
     inputs: Sequence[str]
     """The columns that a request has."""
     signs: Sequence[str]
@@ -79,8 +84,18 @@ class Problem(Protocol):
         """What is learned from, rearranged so that no place of a batch is padding; or as it is."""
         ...
 
-    def batch(self, encoded: pl.DataFrame, pad_id: int) -> dict[str, NDArray[np.int64]]:
-        """Pad encoded rows into arrays of the model's own argument names, `labels` included where there are any."""
+    def augment(self, encoded: pl.DataFrame, specials: Sequence[int], draw: Draw) -> pl.DataFrame:
+        """Some rows of `packed` as `draw` changes them, and their targets with them. `specials` stand for no text.
+
+        Raises ParamsError where rows like these are worth learning from only as they are.
+        """
+        ...
+
+    def batch(self, encoded: pl.DataFrame, pad_id: int) -> dict[str, NDArray[Any]]:
+        """Pad encoded rows into arrays of the model's own argument names, `labels` included where there are any.
+
+        All are whole numbers but labels that a loss takes as shares.
+        """
         ...
 
     def build(
@@ -182,3 +197,11 @@ def load(name: str) -> Problem:
     """The problem of that file's name; params has checked that there is one."""
     problem: Problem = importlib.import_module(f"tasks.problems.{name}").PROBLEM
     return problem
+
+
+def label_lists(labels: pl.Series, problem: Problem) -> pl.Series:
+    """The labels of each row as a list: just one, or any number of them where the problem has a separator."""
+    if problem.separator is None:
+        return pl.select(pl.concat_list(labels)).to_series()
+    none = pl.lit([], dtype=pl.List(pl.String))
+    return pl.select(pl.when(labels == "").then(none).otherwise(labels.str.split(problem.separator))).to_series()

@@ -128,26 +128,26 @@ def measure(
     actual_RK = _sums(weights_RN, actual_N, num_labels)
     predicted_RK = _sums(weights_RN, predicted_N, num_labels)
 
-    precision_RK = _ratio(hits_RK, np.where((predicted_RK == 0) & (actual_RK > 0), 1.0, predicted_RK))
-    recall_RK = _ratio(hits_RK, actual_RK)
-    f1_RK = _ratio(2 * hits_RK, predicted_RK + actual_RK)
-    accuracy_R = _ratio(hits_RK.sum(axis=1), total_R)
+    precision_RK = ratio(hits_RK, np.where((predicted_RK == 0) & (actual_RK > 0), 1.0, predicted_RK))
+    recall_RK = ratio(hits_RK, actual_RK)
+    f1_RK = ratio(2 * hits_RK, predicted_RK + actual_RK)
+    accuracy_R = ratio(hits_RK.sum(axis=1), total_R)
     ranked = [
-        _ranking_metrics(probabilities_NK[:, k], actual_N == k, weights_RN)
+        ranking_metrics(probabilities_NK[:, k], actual_N == k, weights_RN)
         for k in (range(num_labels) if num_labels > 2 else [1])
     ]
     metrics = {
         "accuracy": accuracy_R,
-        "f1_macro": _mean_where_defined(f1_RK),
-        "precision_macro": _mean_where_defined(precision_RK),
-        "recall_macro": _mean_where_defined(recall_RK),
+        "f1_macro": mean_where_defined(f1_RK),
+        "precision_macro": mean_where_defined(precision_RK),
+        "recall_macro": mean_where_defined(recall_RK),
         # With exactly one label a row, the pooled counts of false positives and of false negatives are the same.
         "f1_micro": accuracy_R,
         "precision_micro": accuracy_R,
         "recall_micro": accuracy_R,
-        "roc_auc": _mean_where_defined(np.stack([area_R for area_R, _ in ranked], axis=1)),
-        "average_precision": _mean_where_defined(np.stack([average_R for _, average_R in ranked], axis=1)),
-        "log_loss": _ratio(_sum(weights_RN, _log_losses(actual_N, probabilities_NK)), total_R),
+        "roc_auc": mean_where_defined(np.stack([area_R for area_R, _ in ranked], axis=1)),
+        "average_precision": mean_where_defined(np.stack([average_R for _, average_R in ranked], axis=1)),
+        "log_loss": ratio(_sum(weights_RN, _log_losses(actual_N, probabilities_NK)), total_R),
         "expected_calibration_error": _calibration_error(correct_N, probabilities_NK.max(axis=1), weights_RN, bins),
     }
     for k, name in enumerate(names):
@@ -168,7 +168,7 @@ def curves(
     Bins without rows are left out, and so are a large matrix's cells without rows, except on its diagonal.
     """
     return {
-        "confusion": _confusion(actual_N, probabilities_NK.argmax(axis=1), names),
+        "confusion": confusion(actual_N, probabilities_NK.argmax(axis=1), names),
         "precision_recall": _precision_recall(actual_N, probabilities_NK),
         "reliability": _reliability(actual_N, probabilities_NK, bins),
     }
@@ -212,14 +212,14 @@ def _sum(weights_RN: Floats, values_N: Floats) -> Floats:
     return _sums(weights_RN, np.zeros(len(values_N), dtype=np.int64), 1, values_N)[:, 0]
 
 
-def _ratio(numerator: Floats, denominator: Floats) -> Floats:
+def ratio(numerator: Floats, denominator: Floats) -> Floats:
     """NaN where the denominator is 0."""
     undefined = np.full(denominator.shape, np.nan)
     return np.asarray(np.divide(numerator, denominator, out=undefined, where=denominator != 0))
 
 
-def _mean_where_defined(values_RK: Floats) -> Floats:
-    return _ratio(np.nansum(values_RK, axis=1), np.isfinite(values_RK).sum(axis=1).astype(np.float64))
+def mean_where_defined(values_RK: Floats) -> Floats:
+    return ratio(np.nansum(values_RK, axis=1), np.isfinite(values_RK).sum(axis=1).astype(np.float64))
 
 
 def _bin_numbers(confidences_N: Floats, bins: int) -> Integers:
@@ -230,7 +230,7 @@ def _bin_numbers(confidences_N: Floats, bins: int) -> Integers:
 def _calibration_error(correct_N: NDArray[np.bool_], confidences_N: Floats, weights_RN: Floats, bins: int) -> Floats:
     """The mean over rows of |accuracy - confidence| of the row's bin. Guo et al. 2017, equation 3."""
     gaps_RG = _sums(weights_RN, _bin_numbers(confidences_N, bins), bins, correct_N - confidences_N)
-    return _ratio(np.abs(gaps_RG).sum(axis=1), weights_RN.sum(axis=1))
+    return ratio(np.abs(gaps_RG).sum(axis=1), weights_RN.sum(axis=1))
 
 
 def _tie_ends(sorted_scores_N: Floats) -> Integers:
@@ -238,7 +238,7 @@ def _tie_ends(sorted_scores_N: Floats) -> Integers:
     return np.flatnonzero(np.append(np.diff(sorted_scores_N) != 0, True))
 
 
-def _ranking_metrics(scores_N: Floats, positive_N: NDArray[np.bool_], weights_RN: Floats) -> tuple[Floats, Floats]:
+def ranking_metrics(scores_N: Floats, positive_N: NDArray[np.bool_], weights_RN: Floats) -> tuple[Floats, Floats]:
     """ROC AUC by the trapezoidal rule, and average precision Σ (R_g - R_(g-1)) P_g over the distinct thresholds g."""
     order_N = np.argsort(-scores_N, kind="stable")
     ends_G = _tie_ends(scores_N[order_N])
@@ -253,12 +253,12 @@ def _ranking_metrics(scores_N: Floats, positive_N: NDArray[np.bool_], weights_RN
     area_R = (new_misses_RG * (hits_RG - new_hits_RG / 2)).sum(axis=1)
     precision_RG = hits_RG / np.where(chosen_RG == 0, 1.0, chosen_RG)
     return (
-        _ratio(area_R, positives_R * negatives_R),
-        _ratio((new_hits_RG * precision_RG).sum(axis=1), positives_R),
+        ratio(area_R, positives_R * negatives_R),
+        ratio((new_hits_RG * precision_RG).sum(axis=1), positives_R),
     )
 
 
-def _confusion(actual_N: Integers, predicted_N: Integers, names: Sequence[str]) -> list[dict[str, Any]]:
+def confusion(actual_N: Integers, predicted_N: Integers, names: Sequence[str]) -> list[dict[str, Any]]:
     num_labels = len(names)
     counts = dict(zip(*np.unique(actual_N * num_labels + predicted_N, return_counts=True), strict=True))
     always = range(0, num_labels**2, 1 if num_labels <= _SMALL_MATRIX else num_labels + 1)

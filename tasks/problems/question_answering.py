@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import DataError, ParamsError
 from tasks.params import Scratch
-from tasks.problems import Arrays, Signature, _classification, _spans, _squad, _text
+from tasks.problems import Arrays, Draw, Signature, _classification, _spans, _squad, _text
 from tasks.problems._squad import NO_ANSWER, exact_match
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class QuestionAnswering:
     texts = ("context", "question")
     target_texts = ("answer",)
     label = None
+    separator = None
     inputs = ("context", "question")
     signs = ("answer_start",)
     targets = ("start", "end")
@@ -125,6 +126,22 @@ class QuestionAnswering:
 
     def packed(self, encoded: pl.DataFrame, max_tokens: int, seed: int) -> pl.DataFrame:
         return encoded
+
+    def augment(self, encoded: pl.DataFrame, specials: Sequence[int], draw: Draw) -> pl.DataFrame:
+        """The question alone: an answer is a span of the passage, which has to be there whole and in order."""
+        tokens = encoded.select("input_ids", "context_mask").iter_rows()
+        movable = [
+            [token not in specials and not is_context for token, is_context in zip(*row, strict=True)] for row in tokens
+        ]
+        order = draw(pl.Series(movable, dtype=pl.List(pl.Boolean)))
+        places = order.to_list()
+        moved = {
+            name: [row.index(place) for row, place in zip(places, encoded[name], strict=True)] for name in self.targets
+        }
+        return encoded.with_columns(
+            pl.col("input_ids", "token_type_ids", "context_mask", "starts", "ends").list.gather(order),
+            *(pl.Series(name, found, dtype=pl.Int32) for name, found in moved.items()),
+        )
 
     def batch(self, encoded: pl.DataFrame, pad_id: int) -> dict[str, NDArray[np.int64]]:
         arrays = _text.padded(encoded, pad_id, ("token_type_ids", "context_mask"))

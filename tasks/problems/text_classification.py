@@ -1,6 +1,6 @@
 """One label for a text. The label with the highest probability is the answer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from tasks.errors import DataError
 from tasks.params import Scratch
-from tasks.problems import Arrays, Signature, _classification, _text
+from tasks.problems import Arrays, Draw, Signature, _classification, _encoder, _text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from torch import Tensor, nn
+    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -25,6 +25,7 @@ class TextClassification:
     texts = ("text",)
     target_texts = ()
     label = "label"
+    separator = None
     inputs = ("text",)
     signs = ("label",)
     targets = ("label",)
@@ -48,16 +49,7 @@ class TextClassification:
     def encode(
         self, rows: pl.DataFrame, tokenizer: "Tokenizer", signature: Signature | None, max_tokens: int
     ) -> pl.DataFrame:
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(max_tokens)
-        encodings = tokenizer.encode_batch(rows["text"].to_list())
-        encoded = pl.DataFrame(
-            {
-                "id": rows["id"],
-                "input_ids": pl.Series([encoding.ids for encoding in encodings], dtype=pl.List(pl.Int32)),
-                "truncated": pl.Series([bool(encoding.overflowing) for encoding in encodings], dtype=pl.Boolean),
-            }
-        )
+        encoded = _encoder.encode(rows, tokenizer, max_tokens)
         if signature is None:
             return encoded
         return encoded.with_columns(label=_classification.label_numbers(rows["label"], signature["labels"]))
@@ -68,6 +60,9 @@ class TextClassification:
     def packed(self, encoded: pl.DataFrame, max_tokens: int, seed: int) -> pl.DataFrame:
         return encoded
 
+    def augment(self, encoded: pl.DataFrame, specials: Sequence[int], draw: Draw) -> pl.DataFrame:
+        return _encoder.augment(encoded, specials, draw)
+
     def batch(self, encoded: pl.DataFrame, pad_id: int) -> dict[str, NDArray[np.int64]]:
         arrays = _text.padded(encoded, pad_id)
         if "label" in encoded.columns:
@@ -77,22 +72,10 @@ class TextClassification:
     def build(
         self, base: str | Scratch, vocabulary: int, signature: Signature, *, dropout: float, attention: str
     ) -> "PreTrainedModel":
-        from tasks.pretrained import build
-
-        labels = signature["labels"]
-        numbers = {label: number for number, label in enumerate(labels)}
-        return build(
-            "AutoModelForSequenceClassification",
-            base,
-            vocabulary,
-            dropout,
-            attention,
-            id2label=dict(enumerate(labels)),
-            label2id=numbers,
-        )
+        return _encoder.build(base, vocabulary, signature["labels"], dropout, attention)
 
     def exportable(self, model: "PreTrainedModel") -> "nn.Module":
-        return _classifier_with_embedding(model)
+        return _encoder.exportable(model)
 
     def traced(self, model: "PreTrainedModel", batch: Arrays) -> Arrays:
         return batch
@@ -140,15 +123,12 @@ class TextClassification:
     def baselines(
         self, train: pl.DataFrame, test: pl.DataFrame, signature: Signature, seed: int
     ) -> dict[str, pl.DataFrame]:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
-        tfidf = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=_text.WORD)
-        features = tfidf.fit_transform(train["text"])
+        features, test_features = _encoder.word_features(train["text"], test["text"])
         names = signature["labels"]
         return {
             "majority": _classification.majority(train["label"], names, len(test)),
             "tfidf_logistic_regression": _classification.logistic_regression(
-                features, train["label"], tfidf.transform(test["text"]), names
+                features, train["label"], test_features, names
             ),
         }
 
@@ -177,23 +157,6 @@ def _truth_and_answers(
     rows: pl.DataFrame, answers: pl.DataFrame, signature: Signature
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     return _classification.label_numbers(rows["label"], signature["labels"]), answers["probabilities"].to_numpy()
-
-
-def _classifier_with_embedding(model: "PreTrainedModel") -> "nn.Module":
-    import torch
-
-    class ClassifierWithEmbedding(torch.nn.Module):
-        """Logits, and the embedding."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, input_ids: "Tensor", attention_mask: "Tensor") -> tuple["Tensor", "Tensor"]:
-            out = self.model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
-            return out.logits, _text.pooled(out.hidden_states[-1], attention_mask)
-
-    return ClassifierWithEmbedding()
 
 
 PROBLEM = TextClassification()

@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tasks.errors import DataError
+from tasks.errors import DataError, ParamsError
 from tasks.params import Scratch
-from tasks.problems import Arrays, Signature, _byte_ngram, _text
+from tasks.problems import Arrays, Draw, Signature, _byte_ngram, _text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -43,6 +43,7 @@ class TextGeneration:
     texts = ("text",)
     target_texts = ()
     label = None
+    separator = None
     inputs = ("text",)
     signs = ()
     targets = ("labels",)
@@ -126,6 +127,12 @@ class TextGeneration:
             tokens.group_by("row", maintain_order=True)
             .agg(pl.col("id").unique(maintain_order=True), "input_ids", "labels", "position_ids")
             .select(pl.col("id").list.join(" "), "input_ids", "labels", "position_ids")
+        )
+
+    def augment(self, encoded: pl.DataFrame, specials: Sequence[int], draw: Draw) -> pl.DataFrame:
+        raise ParamsError(
+            f"train.augment has no meaning for {self.name}: every token is what the ones before it should lead to, so "
+            "that from texts with some left out or exchanged the model would learn to write such. Set it to null."
         )
 
     def batch(self, encoded: pl.DataFrame, pad_id: int) -> dict[str, NDArray[np.int64]]:
