@@ -110,7 +110,21 @@ def _training(params: Model, export: Mapping[str, Any]) -> str:
         f"## Training\n\n{_table(('Setting', 'Value'), settings)}\n\n"
         f"Against the checkpoint, the released variant changes {kept['changed_answers']:.2%} of the answers; "
         f"probabilities differ by {kept['probability_difference']:.4f} at most."
+        + _perplexities(export)
     )
+
+
+def _perplexities(export: Mapping[str, Any]) -> str:
+    """How surprised each variant is by the same rows, where the problem predicts tokens."""
+    if "checkpoint" not in export:
+        return ""
+    expected = export["checkpoint"]["perplexity"]
+    rows = [
+        (name, f"{found['bytes'] / 1e6:.1f}", f"{found['perplexity']:.3f}", f"{found['perplexity'] / expected - 1:+.2%}")
+        for name, found in sorted(export["variants"].items())
+    ]
+    header = ("Variant", "MB", "Perplexity per token", "Above the checkpoint")
+    return f"\n\n{_table(header, [('checkpoint', '', f'{expected:.3f}', ''), *rows])}"
 
 
 def _evaluation(evaluation: Mapping[str, Any], params: Model) -> str:

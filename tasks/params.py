@@ -212,6 +212,7 @@ class Export(Section):
     check_rows: Count
     max_probability_difference: Share
     max_changed_answers: Share
+    max_perplexity_difference: NotNegative | None  # 0.01: 1 % above the checkpoint's; null where no tokens are predicted
 
 
 class Evaluate(Section):
