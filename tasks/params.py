@@ -186,6 +186,15 @@ class EarlyStopping(Section):
     min_improvement: NotNegative
 
 
+class Lora(Section):
+    """Low-rank additions that learn instead of the weights, and are merged into them at the end."""
+
+    rank: Count
+    alpha: Count  # they count alpha / rank times
+    dropout: Share
+    targets: Annotated[list[Text], Field(min_length=1)]  # linear modules by the end of their name: q_proj, query
+
+
 class Train(Section):
     """How the weights are found."""
 
@@ -200,6 +209,7 @@ class Train(Section):
     dropout: Share
     attention: Literal["eager", "sdpa"]
     freeze: list[Text]  # modules by name, a prefix each: embeddings, encoder.layer.0
+    lora: Lora | None
     precision: Literal["auto", "bf16", "fp32"]  # auto is bf16 where the processor multiplies it
     early_stopping: EarlyStopping | None
     checkpoint_steps: Count
@@ -212,7 +222,9 @@ class Export(Section):
     check_rows: Count
     max_probability_difference: Share
     max_changed_answers: Share
-    max_perplexity_difference: NotNegative | None  # 0.01: 1 % above the checkpoint's; null where no tokens are predicted
+    max_perplexity_difference: (
+        NotNegative | None
+    )  # 0.01: 1 % above the checkpoint's; null where no tokens are predicted
 
 
 class Evaluate(Section):
