@@ -105,6 +105,8 @@ def build(
             weights = kind.from_pretrained(folder, dtype=torch.float32, **file).state_dict()
             unpacked: PreTrainedModel = kind.from_config(described, attn_implementation=attention)
             unpacked.load_state_dict(weights)
+            if vocabulary > described.vocab_size:  # the tokenizer got an end of texts that the file has none of
+                unpacked.resize_token_embeddings(vocabulary)
             return unpacked
         pretrained: PreTrainedModel = kind.from_pretrained(
             folder,
