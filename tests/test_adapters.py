@@ -28,6 +28,7 @@ CASES = [
     ("text_generation", "gpt2"),
     ("text_generation", "llama"),
 ]
+SIGNATURE = {"labels": ["negative", "positive"]}
 LORA = Lora(rank=4, alpha=8, dropout=0.0, targets=["query", "value"])
 
 
@@ -39,7 +40,7 @@ def built(problem_name: str, architecture: str):
     torch.manual_seed(1)
     base = Scratch(architecture=architecture, hidden_size=32, layers=2, heads=2, feed_forward_size=64, max_positions=64)
     problem = problems.load(problem_name)
-    signature = {"labels": ["a", "b"]} if problem_name == "text_classification" else {}
+    signature = SIGNATURE if problem_name == "text_classification" else {}
     return problem.build(base, 300, signature, dropout=0.0, attention="eager").eval()
 
 
@@ -97,11 +98,10 @@ def test_a_target_that_is_not_there_is_named_with_those_that_are() -> None:
 
 def test_the_base_stays_as_it_was_and_the_checkpoint_is_a_plain_one(tiny: Line, tmp_path: Path) -> None:
     out = run(tiny.paths.tokens, tmp_path, epochs=1, lora=LORA)
-    facts = {"vocabulary": 600, "signature": {"labels": ["negative", "positive"]}}
     section = tiny.params.train.model_copy(update={"freeze": []})
     problem = problems.load("text_classification")
     vocabulary = len(load_tokenizer(str(tiny.paths.tokens / "tokenizer")))
-    before = build(problem, tiny.params.base, vocabulary, facts["signature"], section).state_dict()
+    before = build(problem, tiny.params.base, vocabulary, SIGNATURE, section).state_dict()
     after = load_file(out / "checkpoint" / "model.safetensors")
     assert set(after) == set(before)
     learned = {name for name in after if not torch.equal(before[name], after[name])}
@@ -113,14 +113,13 @@ def test_a_frozen_layer_gets_no_additions_that_learn(tiny: Line, tmp_path: Path)
     out = run(tiny.paths.tokens, tmp_path, epochs=1, lora=LORA, freeze=["encoder.layer.0"])
     section = tiny.params.train.model_copy(update={"freeze": []})
     vocabulary = len(load_tokenizer(str(tiny.paths.tokens / "tokenizer")))
-    signature = {"labels": ["negative", "positive"]}
-    model = build(problems.load("text_classification"), tiny.params.base, vocabulary, signature, section)
+    model = build(problems.load("text_classification"), tiny.params.base, vocabulary, SIGNATURE, section)
     before, after = model.state_dict(), load_file(out / "checkpoint" / "model.safetensors")
     assert not [name for name in after if "layer.0." in name and not torch.equal(before[name], after[name])]
     assert [name for name in after if "layer.1." in name and not torch.equal(before[name], after[name])]
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dropout", [pytest.param(0.0, marks=pytest.mark.slow), 0.1])
 def test_killed_while_an_epoch_is_evaluated_it_ends_in_the_same_bits(
     tiny: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dropout: float
 ) -> None:
