@@ -1,7 +1,10 @@
 """Decoders on the line: what they may start from, what of them learns, and which variant is released."""
 
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -136,20 +139,53 @@ def test_a_variant_that_is_more_surprised_than_the_limit_is_not_released(
     assert exported(params, made, tmp_path / "c", variants=["int8", "fp32"], **loose)["released"] == "int8"
 
 
-def test_a_folder_is_a_base_and_training_goes_on_from_its_weights(params: Model, made: Path, tmp_path: Path) -> None:
+def published(made: Path, folder: Path) -> Path:
     """The tokenizer stands beside the weights, as everywhere that weights are published."""
-    base = tmp_path / "base"
-    shutil.copytree(made / "checkpoint", base)
-    shutil.copytree(base / "tokenizer", base, dirs_exist_ok=True)
+    shutil.copytree(made / "checkpoint", folder)
+    shutil.copytree(folder / "tokenizer", folder, dirs_exist_ok=True)
+    return folder
+
+
+LOADED = """
+import sys, torch
+from tasks.pretrained import load_tokenizer
+from tasks.problems.text_generation import PROBLEM
+for base in sys.argv[1:]:
+    model = PROBLEM.build(base, 400, {}, dropout=0.0, attention="eager").eval()
+    ids = load_tokenizer(base).backend_tokenizer.encode("The sun rises", add_special_tokens=False).ids
+    with torch.inference_mode():
+        print(ids, model(input_ids=torch.tensor([ids])).logits.argmax(-1).tolist())
+"""
+
+
+def test_a_package_and_a_models_name_on_a_hub_are_bases_as_a_folder_is(made: Path, tmp_path: Path) -> None:
+    """What a hub gave before stands in its cache, which answers without a network."""
+    folder = published(made, tmp_path / "a_package" / "weights")
+    (tmp_path / "a_package" / "__init__.py").touch()
+    cached = tmp_path / "hub" / "models--someone--tiny"
+    shutil.copytree(folder, cached / "snapshots" / "abc")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("abc")
+    env = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    env["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(tmp_path)])
+    bases = [str(folder), "package:a_package/weights", "someone/tiny"]
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED, *bases], env=env, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    said = done.stdout.splitlines()
+    assert said[0].startswith("[")
+    assert said == [said[0]] * 3
+
+
+def test_a_folder_is_a_base_and_training_goes_on_from_its_weights(params: Model, made: Path, tmp_path: Path) -> None:
+    base = published(made, tmp_path / "base")
     out = learned(params, tmp_path / "on", base=str(base), tokenizer="base", learning_rate=1e-9)
     for name, tensor in weights(out).items():
         torch.testing.assert_close(tensor, weights(made)[name], atol=1e-5, rtol=1e-5)
 
 
 def test_frozen_layers_of_a_decoder_stay_and_the_others_move(params: Model, made: Path, tmp_path: Path) -> None:
-    base = tmp_path / "base"
-    shutil.copytree(made / "checkpoint", base)
-    shutil.copytree(base / "tokenizer", base, dirs_exist_ok=True)
+    base = published(made, tmp_path / "base")
     freeze = ["embed_tokens", "layers.0"]
     out = learned(params, tmp_path / "on", base=str(base), tokenizer="base", freeze=freeze)
     before, after = weights(made), weights(out)
@@ -162,9 +198,7 @@ def test_frozen_layers_of_a_decoder_stay_and_the_others_move(params: Model, made
 def test_a_decoder_learns_low_rank_additions_and_its_checkpoint_is_a_plain_one(
     params: Model, made: Path, tmp_path: Path
 ) -> None:
-    base = tmp_path / "base"
-    shutil.copytree(made / "checkpoint", base)
-    shutil.copytree(base / "tokenizer", base, dirs_exist_ok=True)
+    base = published(made, tmp_path / "base")
     lora = Lora(rank=4, alpha=8, dropout=0.0, targets=["q_proj", "v_proj"])
     out = learned(params, tmp_path / "on", base=str(base), tokenizer="base", lora=lora)
     before, after = weights(made), weights(out)
