@@ -73,14 +73,14 @@ def problem_lines(root: Path = Path()) -> list[str]:
     for file in sorted(Path(problems.__file__).parent.glob("[!_]*.py")):
         problem = problems.load(file.stem)
         about = (sys.modules[type(problem).__module__].__doc__ or "").strip().splitlines()[0]
-        recipe = f"mill add NAME --recipe {problem.name}" if problem.name in recipes(root) else "none"
+        own = [f"mill add NAME --recipe {recipe}" for recipe in recipes(root) if recipe.startswith(problem.name)]
         targets = [name for name in problem.columns if name not in problem.inputs]
         lines += [
             f"{problem.name}: {about}",
             f"  reads    {', '.join(problem.inputs)}; learns from {', '.join(targets) or 'those alone'}",
             f"  judged   by {problem.headline}, and by "
             + ", ".join(name for name in problem.higher_is_better if name != problem.headline),
-            f"  recipe   {recipe}",
+            f"  recipe   {', or '.join(own) or 'none'}",
         ]
     return lines
 

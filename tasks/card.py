@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.params import Model, Scratch
-from tasks.pretrained import PACKAGE
+from tasks.pretrained import GGUF, PACKAGE
 from tasks.problems import Problem
 
 
@@ -101,6 +101,7 @@ def _training(params: Model, export: Mapping[str, Any]) -> str:
         ("Epochs, at most", train.epochs),
         ("Learning rate", f"{train.learning_rate:g}"),
         ("Batch", train.batch_size * train.gradient_accumulation),
+        ("LoRA", f"rank {train.lora.rank} on {', '.join(train.lora.targets)}" if train.lora else "no"),
         ("Frozen", ", ".join(train.freeze) or "nothing"),
         ("Seed", train.seed),
         ("Released variant", export["released"]),
@@ -109,8 +110,26 @@ def _training(params: Model, export: Mapping[str, Any]) -> str:
     return (
         f"## Training\n\n{_table(('Setting', 'Value'), settings)}\n\n"
         f"Against the checkpoint, the released variant changes {kept['changed_answers']:.2%} of the answers; "
-        f"probabilities differ by {kept['probability_difference']:.4f} at most."
+        f"probabilities differ by {kept['probability_difference']:.4f} at most." + _perplexities(export)
     )
+
+
+def _perplexities(export: Mapping[str, Any]) -> str:
+    """How surprised each variant is by the same rows, where the problem predicts tokens."""
+    if "checkpoint" not in export:
+        return ""
+    expected = export["checkpoint"]["perplexity"]
+    rows = [
+        (
+            name,
+            f"{found['bytes'] / 1e6:.1f}",
+            f"{found['perplexity']:.3f}",
+            f"{found['perplexity'] / expected - 1:+.2%}",
+        )
+        for name, found in sorted(export["variants"].items())
+    ]
+    header = ("Variant", "MB", "Perplexity per token", "Above the checkpoint")
+    return f"\n\n{_table(header, [('checkpoint', '', f'{expected:.3f}', ''), *rows])}"
 
 
 def _evaluation(evaluation: Mapping[str, Any], params: Model) -> str:
@@ -144,7 +163,13 @@ def _figures(found: Mapping[str, float | None]) -> tuple[str, str]:
 
 
 def _hub_id(base: str | Scratch) -> str | None:
-    if isinstance(base, Scratch) or base.startswith(PACKAGE) or Path(base).is_dir() or base.count("/") != 1:
+    if (
+        isinstance(base, Scratch)
+        or base.startswith(PACKAGE)
+        or base.endswith(GGUF)
+        or Path(base).is_dir()
+        or base.count("/") != 1
+    ):
         return None
     return base
 

@@ -71,10 +71,13 @@ def evaluate(
     answered = time.perf_counter()
 
     signature = runtime.signature
+    uncalibrated = problem.against_train(problem.answer(test, outputs, signature, {}), train)
+    calibrated = problem.answer(test, outputs, signature, runtime.calibration)
+    simple = problem.baselines(train, test, signature, params.seed)
     answers = Answers(
-        model=problem.answer(test, outputs, signature, runtime.calibration),
-        uncalibrated=problem.answer(test, outputs, signature, {}),
-        baselines=problem.baselines(train, test, signature, params.seed),
+        model=problem.against_train(calibrated, train) if runtime.calibration else uncalibrated,
+        uncalibrated=uncalibrated,
+        baselines={name: problem.against_train(given, train) for name, given in simple.items()},
     )
     with progress("intervals", 1 + params.resamples, "resamples") as advance:
         result = judge(test, slices, answers, signature, problem, params, advance)

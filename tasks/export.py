@@ -4,6 +4,7 @@ The kept variant is calibrated on the validation split, so that a probability of
 """
 
 import logging
+import math
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from tasks.errors import LineStopped
+from tasks.errors import LineStopped, ParamsError
 from tasks.params import Export
 from tasks.pretrained import quiet
 from tasks.problems import Problem
@@ -63,13 +64,16 @@ def export(
         variants: dict[str, dict[str, Any]] = {}
         for name in params.variants:
             session = open_session(files[name], threads)
-            difference, changed = problem.compare(truth, run(session, problem, checked, facts["pad_id"], _BATCH))
+            found = run(session, problem, checked, facts["pad_id"], _BATCH)
+            difference, changed = problem.compare(truth, found)
             variants[name] = {
                 "bytes": files[name].stat().st_size,
                 "changed_answers": round(changed, 6),
                 "probability_difference": round(difference, 6),
+                **_perplexity(problem, found, checked),
             }
-        kept = _choose(variants, params)
+        expected = _perplexity(problem, truth, checked)
+        kept = _choose(variants, expected.get("perplexity"), params)
         session = open_session(files[kept], threads)
         outputs = run(session, problem, held_out, facts["pad_id"], _BATCH)
         calibration = problem.calibrate(outputs, load_tokens(tokens, "validation"), facts["signature"])
@@ -81,7 +85,13 @@ def export(
         write_json(folder / "runtime.json", {**described, "calibration": calibration, "variant": kept})
     write_json(
         report,
-        {"calibration": calibration, "checked_rows": len(checked), "released": kept, "variants": variants},
+        {
+            "calibration": calibration,
+            "checked_rows": len(checked),
+            "released": kept,
+            "variants": variants,
+            **({"checkpoint": expected} if expected else {}),
+        },
     )
 
 
@@ -142,22 +152,37 @@ def _torch_outputs(
     return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(problem.outputs)}
 
 
-def _choose(variants: Mapping[str, Mapping[str, Any]], params: Export) -> str:
-    """The first variant within the limits, in the order of params."""
+def _perplexity(problem: Problem, outputs: Mapping[str, NDArray[Any]], encoded: pl.DataFrame) -> dict[str, float]:
+    found = problem.perplexity(outputs, encoded)
+    return {} if found is None else {"perplexity": round(found, 6)}
+
+
+def _choose(variants: Mapping[str, Mapping[str, Any]], perplexity: float | None, params: Export) -> str:
+    """The first variant within the limits, in the order of params. `perplexity` is the checkpoint's."""
+    limit = params.max_perplexity_difference
+    if limit is not None and perplexity is None:
+        raise ParamsError(
+            f"export.max_perplexity_difference is {limit}, but the problem predicts no tokens, so that it has no "
+            "perplexity. Write null."
+        )
+    most = math.inf if limit is None or perplexity is None else perplexity * (1 + limit)
     for name in params.variants:
         found = variants[name]
         if (
             found["probability_difference"] <= params.max_probability_difference
             and found["changed_answers"] <= params.max_changed_answers
+            and found.get("perplexity", 0.0) <= most
         ):
             return name
     figures = "; ".join(
         f"{name}: probability differs by up to {found['probability_difference']}, "
         f"{found['changed_answers']:.2%} of the answers changed"
+        + (f", perplexity {found['perplexity']:.3f} after {perplexity:.3f}" if perplexity is not None else "")
         for name, found in variants.items()
     )
     raise LineStopped(
         f"No exported variant is within export.max_probability_difference ({params.max_probability_difference}) and "
-        f"export.max_changed_answers ({params.max_changed_answers:.2%}) of the checkpoint. {figures}. "
-        "Add fp32 to export.variants, or widen a limit."
+        f"export.max_changed_answers ({params.max_changed_answers:.2%}) of the checkpoint"
+        + (f", and export.max_perplexity_difference ({limit:.2%}) above it" if limit is not None else "")
+        + f". {figures}. Add fp32 to export.variants, or widen a limit."
     )

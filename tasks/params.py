@@ -193,6 +193,15 @@ class Augment(Section):
     swap: Share  # of its pairs of neighbouring tokens, exchanged
 
 
+class Lora(Section):
+    """Low-rank additions that learn instead of the weights, and are merged into them at the end."""
+
+    rank: Count
+    alpha: Count  # they count alpha / rank times
+    dropout: Share
+    targets: Annotated[list[Text], Field(min_length=1)]  # linear modules by the end of their name: q_proj, query
+
+
 class Train(Section):
     """How the weights are found."""
 
@@ -208,6 +217,7 @@ class Train(Section):
     attention: Literal["eager", "sdpa"]
     augment: Augment | None
     freeze: list[Text]  # modules by name, a prefix each: embeddings, encoder.layer.0
+    lora: Lora | None
     precision: Literal["auto", "bf16", "fp32"]  # auto is bf16 where the processor multiplies it
     early_stopping: EarlyStopping | None
     checkpoint_steps: Count
@@ -220,6 +230,9 @@ class Export(Section):
     check_rows: Count
     max_probability_difference: Share
     max_changed_answers: Share
+    max_perplexity_difference: (
+        NotNegative | None
+    )  # 0.01: 1 % above the checkpoint's; null where no tokens are predicted
 
 
 class Evaluate(Section):

@@ -1,6 +1,7 @@
 """Where a base model comes from: a Python package that carries weights, a folder, or a model hub.
 
-Only safetensors weights are read, and code that a repository brings along is never run.
+Only safetensors weights are read, or a GGUF file where `base` names one, and code that a repository brings along is
+never run.
 """
 
 import importlib.util
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
     from tasks.params import Scratch
 
 PACKAGE = "package:"
+GGUF = ".gguf"
 
 
 def locate(base: str) -> str:
-    """What `from_pretrained` takes: the folder of `package:NAME/FOLDER` or of a path, else the hub id as it is."""
+    """The folder, or the GGUF file, of `package:NAME/FOLDER` or of a path; else the hub id as it is."""
     if not base.startswith(PACKAGE):
         return base
     package, _, inside = base.removeprefix(PACKAGE).partition("/")
@@ -27,10 +29,22 @@ def locate(base: str) -> str:
         raise ParamsError(
             f"base is {base!r}, but there is no installed package {package!r}. Install it: pip install {package}"
         )
-    folder = Path(spec.submodule_search_locations[0]) / inside
-    if not folder.is_dir():
-        raise ParamsError(f"base is {base!r}, but the package {package!r} has no folder {inside!r}.")
-    return str(folder)
+    found = Path(spec.submodule_search_locations[0]) / inside
+    if not (found.is_file() if inside.endswith(GGUF) else found.is_dir()):
+        kind = "file" if inside.endswith(GGUF) else "folder"
+        raise ParamsError(f"base is {base!r}, but the package {package!r} has no {kind} {inside!r}.")
+    return str(found)
+
+
+def _source(base: str) -> tuple[str, dict[str, str]]:
+    """What `from_pretrained` takes: a folder or hub id, and the name of the GGUF file in it where there is one."""
+    found = locate(base)
+    if not found.endswith(GGUF):
+        return found, {}
+    if importlib.util.find_spec("gguf") is None:
+        raise ParamsError(f"base is {base!r}, and reading that kind of file needs gguf: pip install 'modelmill[gguf]'")
+    folder, _, file = found.rpartition("/")
+    return folder or ".", {"gguf_file": file}
 
 
 def quiet() -> None:
@@ -45,8 +59,9 @@ def load_tokenizer(base: str) -> "PreTrainedTokenizerBase":
     """The fast tokenizer of a base model. Raises ParamsError where it has none, or cannot be reached."""
     from transformers import AutoTokenizer
 
+    folder, file = _source(base)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(locate(base), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **file)
     except (OSError, ValueError) as error:
         raise ParamsError(f"base is {base!r}, and no tokenizer loads from there: {error}") from None
     if not tokenizer.is_fast:
@@ -81,10 +96,18 @@ def build(
         _set_dropout(described, dropout)
         scratch: PreTrainedModel = kind.from_config(described, attn_implementation=attention)
         return scratch
-    folder = locate(base)
+    folder, file = _source(base)
     try:
-        described = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **config)
+        described = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, **file, **config)
         _set_dropout(described, dropout)
+        if file:
+            # What transformers gives is marked as quantised and cannot be saved as anything else; its weights can.
+            weights = kind.from_pretrained(folder, dtype=torch.float32, **file).state_dict()
+            unpacked: PreTrainedModel = kind.from_config(described, attn_implementation=attention)
+            unpacked.load_state_dict(weights)
+            if vocabulary > described.vocab_size:  # the tokenizer got an end of texts that the file has none of
+                unpacked.resize_token_embeddings(vocabulary)
+            return unpacked
         pretrained: PreTrainedModel = kind.from_pretrained(
             folder,
             config=described,

@@ -11,6 +11,7 @@ import inspect
 import json
 import shutil
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ import torch
 import transformers
 from torch.utils.data import Dataset, Sampler
 
+from tasks.adapters import adapt
 from tasks.augment import Change, augmenting
 from tasks.errors import LineStopped, ParamsError
 from tasks.params import Scratch, Train
@@ -141,6 +143,8 @@ def build(
     """
     torch.manual_seed(params.seed)
     model = problem.build(base, vocabulary, signature, dropout=params.dropout, attention=params.attention)
+    if params.lora:
+        adapt(model, params.lora)
     body = model.base_model
     for prefix in params.freeze:
         frozen = [weights for name, weights in body.named_parameters() if f"{name}.".startswith(f"{prefix}.")]
@@ -297,7 +301,7 @@ def make_trainer(
 def _key(tokens: Path, params: Train, base: str | Scratch, threads: int, precision: str) -> str:
     """A hash of all that decides the result: data, params, code, versions of the frameworks."""
     here = Path(__file__).parent
-    code = [here / f"{name}.py" for name in ("augment", "pretrained", "tokens", "train", "training")]
+    code = [here / f"{name}.py" for name in ("adapters", "augment", "pretrained", "tokens", "train", "training")]
     parts = {
         "base": _json(base),
         "code": [sha256_of(path) for path in (*code, *sorted(here.glob("problems/*.py")))],
@@ -305,7 +309,7 @@ def _key(tokens: Path, params: Train, base: str | Scratch, threads: int, precisi
         "precision": precision,
         "threads": threads,
         "tokens": sha256_of(tokens / "manifest.json"),
-        "versions": [torch.__version__, transformers.__version__],
+        "versions": [torch.__version__, transformers.__version__, *([version("peft")] if params.lora else [])],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tasks.adapters import merged
 from tasks.errors import DataError
 from tasks.params import Train
 from tasks.progress import progress
@@ -166,7 +167,9 @@ class Journal(TrainerCallback):
         if best is None or evaluation["loss"] < best["loss"] - least:
             self._state["best"], self._state["bad"] = evaluation, 0
             with atomic_folder(self.best_folder) as folder:
-                others["model"].save_pretrained(folder)
+                others["model"].save_pretrained(
+                    folder, state_dict=merged(others["model"]) if self._params.lora else None
+                )
         else:
             self._state["bad"] += 1
             if early and self._state["bad"] >= early.patience:

@@ -90,6 +90,18 @@ def test_it_is_measured_beside_its_baselines_and_every_plot_of_the_pipeline_is_t
     assert line.paths.page("evaluate").stat().st_size > 1000
 
 
+def test_of_what_predicts_tokens_the_card_says_how_surprised_each_variant_is(line: Line) -> None:
+    export, card = read_json(line.paths.report("export")), (line.paths.release / "README.md").read_text()
+    assert (
+        ("checkpoint" in export)
+        == ("Perplexity per token" in card)
+        == bool(problems.load(line.params.problem).decoding)
+    )
+    for name, found in export["variants"].items():
+        if "perplexity" in found:
+            assert f"| {name} | {found['bytes'] / 1e6:.1f} | {found['perplexity']:.3f} |" in card
+
+
 def test_it_learns_its_own_examples(line: Line) -> None:
     problem, report = problems.load(line.params.problem), read_json(line.paths.report("evaluate"))
     first = report["metrics"][problem.headline]["value"]

@@ -204,6 +204,28 @@ def test_a_model_is_no_way_from_itself_and_some_way_from_another(problem: Proble
     assert 0 < changed <= 1
 
 
+def test_a_perplexity_is_said_of_what_predicts_tokens_and_lies_between_one_and_all_of_them(
+    problem: Problem, encoded: pl.DataFrame, outputs: dict[str, Any]
+) -> None:
+    found = problem.perplexity(outputs, encoded)
+    assert (found is None) == (not problem.decoding)
+    if found is not None:
+        assert 1 < found < 2 * tokenizer(problem).get_vocab_size()
+        assert problem.perplexity({name: array[::-1] for name, array in outputs.items()}, encoded) == pytest.approx(
+            found
+        )
+
+
+def test_what_is_held_against_the_train_split_keeps_its_rows_and_columns(
+    problem: Problem, signature: Any, baselines: dict[str, pl.DataFrame]
+) -> None:
+    for given in baselines.values():
+        answers = problem.against_train(given, problem.examples())
+        assert answers.select(given.columns).equals(given)
+        before, after = (problem.score(problem.examples(), one, signature) for one in (given, answers))
+        assert after.select(before.columns).equals(before)
+
+
 def test_every_row_gets_its_own_answer(
     problem: Problem, signature: Any, encoded: pl.DataFrame, outputs: dict[str, Any]
 ) -> None:
@@ -292,7 +314,8 @@ def test_every_metric_is_known_and_has_a_value_for_each_weighting(
 ) -> None:
     weights_RN = np.ones((3, len(problem.examples())))
     weights_RN[1] *= 2
-    for answers in baselines.values():
+    for given in baselines.values():
+        answers = problem.against_train(given, problem.examples())
         found = problem.measure(problem.examples(), answers, signature, weights_RN, bins=5)
         assert problem.headline in found
         assert {name.partition("[")[0] for name in found} == set(problem.higher_is_better)

@@ -22,18 +22,18 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_every_problem_has_a_recipe_of_its_name() -> None:
-    assert set(recipes(REPOSITORY)) == {path.stem for path in Path(problems.__file__).parent.glob("[!_]*.py")}
+    assert set(recipes(REPOSITORY)) >= {path.stem for path in Path(problems.__file__).parent.glob("[!_]*.py")}
 
 
 @pytest.mark.parametrize("recipe", recipes(REPOSITORY))
-def test_a_recipe_becomes_a_model_whose_problem_is_the_recipes(root: Path, recipe: str) -> None:
+def test_a_recipe_becomes_a_model_of_the_problem_that_its_name_begins_with(root: Path, recipe: str) -> None:
     before = read_yaml(root / "params.yaml")
     said = add("mine", recipe, root)
     params, flows = load(root / "params.yaml"), load_flows(root / "params.yaml")
-    assert params.models["mine"].problem == recipe
+    assert recipe.startswith(params.models["mine"].problem)
     assert (root / params.models["mine"].pin).name == (REPOSITORY / params.models["mine"].pin).name
     assert (REPOSITORY / params.models["mine"].pin).exists()
-    assert flows.models["mine"].gate.metric in problems.load(recipe).higher_is_better
+    assert flows.models["mine"].gate.metric in problems.load(params.models["mine"].problem).higher_is_better
     after = read_yaml(root / "params.yaml")
     del after["models"]["mine"], after["flows"]["models"]["mine"]
     assert after == before
@@ -100,6 +100,7 @@ def test_params_that_are_not_written_in_blocks_are_left_to_a_person(root: Path) 
 def test_the_list_of_problems_names_all_of_them_with_what_they_read() -> None:
     text = "\n".join(problem_lines(REPOSITORY))
     for name in recipes(REPOSITORY):
-        assert f"{name}: " in text
-        assert f"reads    {', '.join(problems.load(name).inputs)};" in text
         assert f"mill add NAME --recipe {name}" in text
+    for path in Path(problems.__file__).parent.glob("[!_]*.py"):
+        assert f"{path.stem}: " in text
+        assert f"reads    {', '.join(problems.load(path.stem).inputs)};" in text

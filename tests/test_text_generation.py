@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,45 @@ def test_repetition_is_the_share_of_runs_of_four_words_that_were_there_before() 
     measured = PROBLEM.measure(rows, answers, {}, np.ones((1, 3)), 5)
     sizes = rows["text"].str.len_bytes().to_numpy()
     assert measured["bits_per_byte"][0] == pytest.approx((sizes * [1, 2, 3]).sum() / sizes.sum())
+
+
+def slow_copied(written: str, train: list[str]) -> int:
+    """The definition, word for word."""
+    found = [re.findall(r"[一-龥]|[^\W一-龥]+", text.lower()) for text in [written, *train]]
+    runs = {tuple(text[at:to]) for text in found[1:] for at in range(len(text)) for to in range(at + 1, len(text) + 1)}
+    asked = found[0]
+    pairs = [(at, to) for at in range(len(asked)) for to in range(at + 1, len(asked) + 1)]
+    return max((to - at for at, to in pairs if tuple(asked[at:to]) in runs), default=0)
+
+
+def test_what_is_copied_is_the_longest_run_of_words_that_stands_in_one_text_that_was_learned_from() -> None:
+    written = [
+        "and then the SUN rises, in the east! We saw it",
+        "the river flows down to the sea. Water boils when",  # from two texts, one after the other in no one text
+        "flows down to the sea birds have wings and",
+        "是未来科技的关键",
+        "xyzzy",
+        "",
+        "the the the the",
+    ]
+    answers = pl.DataFrame({"continuation": written, "bits_per_byte": [1.0] * len(written)})
+    held = PROBLEM.against_train(answers, PROBLEM.examples())
+    assert held["copied_words"].to_list() == [slow_copied(text, TEXTS) for text in written]
+    assert held["copied_words"].to_list()[:6] == [6, 7, 5, 5, 0, 0]
+    rows = pl.DataFrame({"id": [str(place) for place in range(len(written))], "text": written})
+    assert PROBLEM.score(rows, held, {})["copied_words"].equals(held["copied_words"])
+    weights_RN = np.array([[1.0] * 7, [1.0, 0, 0, 0, 0, 0, 0]])
+    measured = PROBLEM.measure(rows, held, {}, weights_RN, 5)["copied_words"].tolist()
+    assert measured == [held["copied_words"].mean(), 6]
+    assert "copied_words" not in PROBLEM.measure(rows, answers, {}, weights_RN, 5)
+
+
+def test_what_is_copied_is_found_in_random_texts_as_the_definition_has_it() -> None:
+    random = np.random.default_rng(1)
+    texts = [" ".join(random.choice(list("abc"), size=random.integers(0, 30))) for _ in range(40)]
+    answers = pl.DataFrame({"continuation": texts[:15], "bits_per_byte": [1.0] * 15})
+    held = PROBLEM.against_train(answers, pl.DataFrame({"text": texts[15:]}))
+    assert held["copied_words"].to_list() == [slow_copied(text, texts[15:]) for text in texts[:15]]
 
 
 def test_nothing_is_learned_from_nothing(tmp_path: Path) -> None:

@@ -128,6 +128,10 @@ class Problem(Protocol):
         """
         ...
 
+    def perplexity(self, outputs: Arrays, encoded: pl.DataFrame) -> float | None:
+        """How many tokens the model wavers between at each of the encoded rows; None where it predicts no tokens."""
+        ...
+
     def calibrate(self, outputs: Arrays, encoded: pl.DataFrame, signature: Signature) -> dict[str, float]:
         """Fit on the encoded validation split what makes the probabilities honest: a temperature."""
         ...
@@ -140,6 +144,13 @@ class Problem(Protocol):
 
     def answer_schema(self, signature: Signature) -> pl.Schema:
         """The columns of `answer`. A `probability` among them is how sure the model is of its answer."""
+        ...
+
+    def against_train(self, answers: pl.DataFrame, train: pl.DataFrame) -> pl.DataFrame:
+        """The answers with what only a look at the train split tells of them, as further columns; or as they are.
+
+        Of answers that were not held against it, `score` and `measure` leave out what asks for it.
+        """
         ...
 
     def watched(self, answers: pl.DataFrame) -> pl.DataFrame:

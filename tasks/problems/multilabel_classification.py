@@ -91,6 +91,9 @@ class MultilabelClassification:
         changed_N = ((expected_NK >= _multilabel.EVEN) != (found_NK >= _multilabel.EVEN)).any(axis=1)
         return float(np.abs(expected_NK - found_NK).max()), float(changed_N.mean())
 
+    def perplexity(self, outputs: Arrays, encoded: pl.DataFrame) -> float | None:
+        return None
+
     def calibrate(self, outputs: Arrays, encoded: pl.DataFrame, signature: Signature) -> dict[str, float]:
         """A temperature for all labels, and with it the threshold of each, for its F1."""
         actual_NK = encoded["labels"].to_numpy() > 0
@@ -112,6 +115,9 @@ class MultilabelClassification:
 
     def answer_schema(self, signature: Signature) -> pl.Schema:
         return _multilabel.answer_schema(signature["labels"])
+
+    def against_train(self, answers: pl.DataFrame, train: pl.DataFrame) -> pl.DataFrame:
+        return answers
 
     def watched(self, answers: pl.DataFrame) -> pl.DataFrame:
         labels = pl.col("labels")

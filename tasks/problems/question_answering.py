@@ -180,6 +180,9 @@ class QuestionAnswering:
         changed_W = ((expected_W > 0) != (found_W > 0)) | ((expected_W > 0) & elsewhere_W)
         return float(np.abs(_spans.sigmoid(expected_W) - _spans.sigmoid(found_W)).max()), float(changed_W.mean())
 
+    def perplexity(self, outputs: Arrays, encoded: pl.DataFrame) -> float | None:
+        return None
+
     def calibrate(self, outputs: Arrays, encoded: pl.DataFrame, signature: Signature) -> dict[str, float]:
         """What decides between windows and from which margin answering gains more F1 than it loses."""
         return _spans.fit(outputs, encoded)
@@ -199,6 +202,9 @@ class QuestionAnswering:
 
     def answer_schema(self, signature: Signature) -> pl.Schema:
         return _ANSWER
+
+    def against_train(self, answers: pl.DataFrame, train: pl.DataFrame) -> pl.DataFrame:
+        return answers
 
     def watched(self, answers: pl.DataFrame) -> pl.DataFrame:
         answer = pl.col("answer")

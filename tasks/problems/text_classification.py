@@ -97,11 +97,17 @@ class TextClassification:
     def answer_schema(self, signature: Signature) -> pl.Schema:
         return _classification.answer_schema(signature["labels"])
 
+    def against_train(self, answers: pl.DataFrame, train: pl.DataFrame) -> pl.DataFrame:
+        return answers
+
     def watched(self, answers: pl.DataFrame) -> pl.DataFrame:
         return answers
 
     def agree(self, answers: pl.DataFrame, others: pl.DataFrame) -> pl.Series:
         return (answers["label"] == others["label"]).fill_null(value=False)
+
+    def perplexity(self, outputs: Arrays, encoded: pl.DataFrame) -> float | None:
+        return None
 
     def calibrate(self, outputs: Arrays, encoded: pl.DataFrame, signature: Signature) -> dict[str, float]:
         return {"temperature": _classification.fit_temperature(outputs["logits"], encoded["label"].to_numpy())}

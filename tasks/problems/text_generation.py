@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import DataError, ParamsError
 from tasks.params import Scratch
-from tasks.problems import Arrays, Draw, Signature, _byte_ngram, _text
+from tasks.problems import Arrays, Draw, Signature, _byte_ngram, _copied, _text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -50,7 +50,12 @@ class TextGeneration:
     reasons = ()
     outputs = ("nll", "num_tokens", "next_token", "pooled_embedding")
     decoding = ("logits", "present")
-    higher_is_better: Mapping[str, bool] = {"bits_per_byte": False, "word_perplexity": False, "repetition": False}
+    higher_is_better: Mapping[str, bool] = {
+        "bits_per_byte": False,
+        "word_perplexity": False,
+        "repetition": False,
+        "copied_words": False,
+    }
     headline = "bits_per_byte"
 
     def realign(self, raw: pl.DataFrame, tidied: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
@@ -187,6 +192,11 @@ class TextGeneration:
         changed_W = reference["next_token"] != outputs["next_token"]
         return float(np.abs(expected_W - found_W).max()), float(changed_W.mean())
 
+    def perplexity(self, outputs: Arrays, encoded: pl.DataFrame) -> float | None:
+        num_tokens = int(outputs["num_tokens"].sum())
+        with np.errstate(over="ignore"):  # a model can be infinitely surprised
+            return float(np.exp(outputs["nll"].astype(np.float64).sum() / max(num_tokens, 1)))
+
     def calibrate(self, outputs: Arrays, encoded: pl.DataFrame, signature: Signature) -> dict[str, float]:
         return {}
 
@@ -200,6 +210,11 @@ class TextGeneration:
 
     def answer_schema(self, signature: Signature) -> pl.Schema:
         return _ANSWER
+
+    def against_train(self, answers: pl.DataFrame, train: pl.DataFrame) -> pl.DataFrame:
+        """With `copied_words`: of each continuation the longest run of words that stands in one text of `train`."""
+        copied_N = _copied.longest_copied(answers["continuation"], train["text"])
+        return answers.with_columns(pl.Series("copied_words", copied_N))
 
     def watched(self, answers: pl.DataFrame) -> pl.DataFrame:
         return answers.select(
@@ -216,7 +231,9 @@ class TextGeneration:
     def score(self, rows: pl.DataFrame, answers: pl.DataFrame, signature: Signature) -> pl.DataFrame:
         repetition = [_repetition(text) for text in answers["continuation"]]
         return rows.select("id").with_columns(
-            answers["bits_per_byte"], pl.Series("repetition", repetition, dtype=pl.Float64)
+            answers["bits_per_byte"],
+            pl.Series("repetition", repetition, dtype=pl.Float64),
+            *answers.select("^copied_words$"),
         )
 
     def measure(
@@ -231,18 +248,19 @@ class TextGeneration:
         bytes_N = _num_bytes(rows)
         bits_R = weights_RN @ (scored["bits_per_byte"].to_numpy() * bytes_N)
         words_N = np.maximum(rows["text"].str.count_matches(r"\w+").to_numpy(), 1)
+        means = [name for name in ("repetition", "copied_words") if name in scored.columns]
         # A model can be infinitely surprised; and of a small slice a resample may have drawn no row.
         with np.errstate(over="ignore", invalid="ignore"):
             return {
                 "bits_per_byte": bits_R / (weights_RN @ bytes_N),
                 "word_perplexity": np.exp2(bits_R / (weights_RN @ words_N)),
-                "repetition": weights_RN @ scored["repetition"].to_numpy() / weights_RN.sum(axis=1),
+                **{name: weights_RN @ scored[name].to_numpy() / weights_RN.sum(axis=1) for name in means},
             }
 
     def baselines(
         self, train: pl.DataFrame, test: pl.DataFrame, signature: Signature, seed: int
     ) -> dict[str, pl.DataFrame]:
-        """What bytes tell of the next one. It writes nothing, so that its repetition says nothing either."""
+        """What bytes tell of the next one. It writes nothing, so that it repeats and copies nothing either."""
         bits_N = _byte_ngram.bits(train["text"].to_list(), test["text"].to_list())
         answers = pl.DataFrame(
             {"continuation": [""] * len(test), "bits_per_byte": bits_N / _num_bytes(test)}, schema=_ANSWER
