@@ -64,6 +64,8 @@ class QuestionAnswering:
     reasons = ("answer_not_in_context",)
     outputs = ("start", "end", "score", "null_score", "pooled_embedding")
     decoding = ()
+    writes: str | None = None
+    reads_whole = False
     higher_is_better: Mapping[str, bool] = {
         "f1": True,
         "exact_match": True,

@@ -49,6 +49,8 @@ class TextGeneration:
     reasons = ()
     outputs = ("nll", "num_tokens", "next_token", "pooled_embedding")
     decoding = ("logits", "present")
+    writes = "continuation"
+    reads_whole = False
     higher_is_better: Mapping[str, bool] = {"bits_per_byte": False, "word_perplexity": False, "repetition": False}
     headline = "bits_per_byte"
 
