@@ -104,8 +104,10 @@ def predict(
 @app.command()
 def generate(
     model: Model,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="How the text begins.")],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="How far it goes on at most.")] = 64,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="How the text begins, or what to translate.")],
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="How far it goes on at most: 64; a translation goes to its end.")
+    ] = None,
     temperature: Annotated[
         float, typer.Option(min=0, help="0 takes the likeliest token; 1 draws as likely as the model has it.")
     ] = 0.0,
@@ -115,11 +117,12 @@ def generate(
     ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same text.")] = 0,
 ) -> None:
-    """Go on with a text as the version in use has learned to, printed as it is written."""
+    """Go on with a text, or translate it, as the version in use has learned to, printed as it is written."""
     from flows.generate import generate as go_on
     from tasks.writing import Sampling
 
-    go_on(model, prompt, Sampling(max_new_tokens, temperature, top_k, top_p, seed))
+    sampling = Sampling(max_new_tokens or 64, temperature, top_k, top_p, seed)
+    go_on(model, prompt, sampling, to_its_end=max_new_tokens is None)
 
 
 @app.command()

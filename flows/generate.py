@@ -1,6 +1,7 @@
-"""`mill generate`: a text that goes on from its beginning, printed as it is written."""
+"""`mill generate`: a text that goes on from its beginning, or a translation, printed as it is written."""
 
 import sys
+from dataclasses import replace
 
 import polars as pl
 
@@ -12,8 +13,10 @@ from tasks.runtime import load_runtime
 from tasks.writing import Sampling, Speaker
 
 
-def generate(model: str, prompt: str, sampling: Sampling) -> None:
-    """Print the prompt and what the version in use writes after it, token by token.
+def generate(model: str, prompt: str, sampling: Sampling, *, to_its_end: bool = False) -> None:
+    """Print the prompt and what the version in use writes after it, or its translation alone, token by token.
+
+    With `to_its_end` a translation is not cut at `sampling.max_new_tokens`.
 
     Raises ReleaseError where no release may be used, DataError for a prompt that is empty or leaves no room,
     ParamsError for a model that does not write.
@@ -23,7 +26,7 @@ def generate(model: str, prompt: str, sampling: Sampling) -> None:
     if note:
         print(note, file=sys.stderr)
     runtime = load_runtime(release.folder, params.threads)
-    if not runtime.problem.decoding:
+    if not runtime.problem.writes:
         raise ParamsError(
             f"{model} is of {runtime.problem.name}, which writes no text. Ask it with mill predict {model}."
         )
@@ -32,10 +35,14 @@ def generate(model: str, prompt: str, sampling: Sampling) -> None:
     tidied = runtime.tidied(pl.DataFrame({column: [text]}))[column][0]
     if not tidied.strip():
         raise DataError("The prompt is empty. Say with what the text begins.")
-    prompts = runtime.writer.prompts([tidied], sampling.max_new_tokens, cut=False)
-    print(tidied, end="", flush=True)
+    writer = runtime.writer
+    if to_its_end and writer.translates:
+        sampling = replace(sampling, max_new_tokens=writer.max_tokens - 1)
+    prompts = writer.prompts([tidied], sampling.max_new_tokens, cut=False)
+    if not writer.translates:
+        print(tidied, end="", flush=True)
     speaker = Speaker(runtime.tokenizer, lambda piece: print(piece, end="", flush=True))
-    written = runtime.writer.write(prompts, sampling, lambda _, token: speaker.hear(token))
+    written = writer.write(prompts, sampling, lambda _, token: speaker.hear(token))
     speaker.end()
     print(flush=True)
     print(f"{release.version}, {len(written[0])} tokens", file=sys.stderr)

@@ -68,13 +68,25 @@ class Answerer:
             if rows.schema[name] == pl.String()
         ]
         # Tidied first: a text of markup alone is empty as well.
-        return (
+        numbered = (
             self.runtime.tidied(rows.select(inputs))
             .with_row_index("number")
             .with_columns(
                 id=pl.col("number").cast(pl.String),
                 reason=pl.coalesce([*missing, *blank, pl.lit(None, dtype=pl.String)]),
             )
+        )
+        return self._with_too_long(numbered) if self.runtime.problem.reads_whole else numbered
+
+    def _with_too_long(self, numbered: pl.DataFrame) -> pl.DataFrame:
+        """The same, with a reason for what the model could read a part of only."""
+        asked = numbered.filter(pl.col("reason").is_null())
+        is_cut = self.runtime.encoded(asked)["truncated"] if len(asked) else pl.Series([], dtype=pl.Boolean)
+        texts = " and ".join(self.runtime.problem.inputs)
+        reason = f"{texts} is longer than the {self.runtime.max_tokens} tokens that the model reads"
+        too_long = asked.filter(is_cut)["number"].implode()
+        return numbered.with_columns(
+            reason=pl.when(pl.col("number").is_in(too_long)).then(pl.lit(reason)).otherwise("reason")
         )
 
     def _computed(self, asked: pl.DataFrame, batch_size: int) -> tuple[pl.DataFrame, Embedding]:

@@ -125,7 +125,7 @@ def build(
 
 def _set_dropout(config: "PretrainedConfig", dropout: float) -> None:
     """Set every rate that this architecture has; transformers names them differently from one to the next."""
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "dropout_rate"):
         if hasattr(config, name):
             setattr(config, name, dropout)
     for name in ("classifier_dropout", "seq_classif_dropout"):

@@ -5,7 +5,7 @@ A folder that it opens holds `model.onnx`, `tokenizer.json` and `runtime.json` (
 pad_id, calibration, variant).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,6 @@ from tasks.errors import DataError
 from tasks.normalise import normalised, untidy
 from tasks.params import Tidy
 from tasks.problems import Problem, Signature
-from tasks.problems._decoder import EMPTY_PLACES
 from tasks.problems._text import begins_row
 from tasks.redact import redact, suspect
 from tasks.shards import read_json
@@ -51,9 +50,16 @@ class Runtime:
     def outputs(
         self, rows: pl.DataFrame, batch_size: int = 64, advance: Callable[[int], None] = lambda _: None
     ) -> dict[str, NDArray[Any]]:
-        """All that an answer to clean rows is made of: what `read` gives, and of some a `continuation`."""
-        gathered = self.read(rows, batch_size, advance)
-        return {**gathered, "continuation": self._continued(rows, batch_size)} if self.problem.decoding else gathered
+        """All that an answer to clean rows is made of: what `read` gives, and what is written where something is."""
+        if not self.problem.writes:
+            return self.read(rows, batch_size, advance)
+        return self.completed(rows, self._written(rows, batch_size, advance), batch_size)
+
+    def completed(self, rows: pl.DataFrame, written: Sequence[str], batch_size: int = 64) -> dict[str, NDArray[Any]]:
+        """All that the answer to each row is made of, where this is what was written for it."""
+        column = str(self.problem.writes)
+        told = rows.with_columns(pl.Series(column, written, dtype=pl.String))
+        return {**self.read(told, batch_size), column: np.array(written, dtype=object)}
 
     def read(
         self, rows: pl.DataFrame, batch_size: int = 64, advance: Callable[[int], None] = lambda _: None
@@ -68,17 +74,20 @@ class Runtime:
         """The model as one that writes; only a problem with `decoding` has one."""
         return Writer(self.session, self.tokenizer, self.max_tokens)
 
-    def _continued(self, rows: pl.DataFrame, batch_size: int) -> NDArray[Any]:
-        """What the model writes after each row's text, without chance."""
+    def _written(self, rows: pl.DataFrame, batch_size: int, advance: Callable[[int], None]) -> list[str]:
+        """What the model writes for each row's text, without chance: a beginning, or the whole translation."""
         texts = rows[self.problem.inputs[0]].to_list()
-        new = min(_NEW_TOKENS, self.max_tokens // 2)
-        prompts = self.writer.prompts(texts, new, cut=True)
+        writer = self.writer
+        new = self.max_tokens - 1 if writer.translates else min(_NEW_TOKENS, self.max_tokens // 2)
+        prompts = writer.prompts(texts, new, cut=True)
         order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
-        written = np.full(len(texts), "", dtype=object)
+        written = [""] * len(texts)
         for start in range(0, len(order), batch_size):
             asked = order[start : start + batch_size]
-            tokens = self.writer.write([prompts[row] for row in asked], Sampling(max_new_tokens=new))
-            written[asked] = self.tokenizer.decode_batch(tokens)
+            tokens = writer.write([prompts[row] for row in asked], Sampling(max_new_tokens=new))
+            for row, text in zip(asked, self.tokenizer.decode_batch(tokens), strict=True):
+                written[row] = text
+            advance(len(asked))
         return written
 
     def encoded(self, rows: pl.DataFrame) -> pl.DataFrame:
@@ -167,9 +176,7 @@ def run(
         rows = order[start : start + batch_size]
         batch = problem.batch(encoded[rows], pad_id)
         # A text's beginning finds nothing in the cache.
-        feed = {
-            name: batch[name] if name in batch else empty(session, name, len(rows), EMPTY_PLACES) for name in wanted
-        }
+        feed = {name: batch[name] if name in batch else empty(session, name, len(rows), 0) for name in wanted}
         parts.append(session.run(names, feed))
         advance(int(begins[rows].sum()))
     back = np.argsort(order, kind="stable")

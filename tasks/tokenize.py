@@ -94,7 +94,8 @@ def _tokenizer(params: Tokenize, base: str | Scratch, clean: Path, problem: Prob
 def _train_texts(clean: Path, problem: Problem) -> Iterator[str]:
     for shard in read_shards(clean):
         rows = shard.read().filter(pl.col("split") == "train")
-        for column in problem.texts:
+        # What is read, and what has to be written.
+        for column in (*problem.texts, *(problem.target_texts if problem.writes else ())):
             yield from rows[column].drop_nulls()
 
 

@@ -1,4 +1,7 @@
-"""How a decoder writes: token by token, each from what the cache remembers of those before it."""
+"""How a decoder writes: token by token, each from what the cache remembers of those before it.
+
+A decoder alone goes on with a prompt. One that has an encoder writes what the encoder has read, in another language.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import DataError
-from tasks.problems._decoder import EMPTY_PLACES
+from tasks.problems._encoder_decoder import START
 from tasks.problems._text import ends, specials
 
 if TYPE_CHECKING:
@@ -55,6 +58,29 @@ def prompts_of(
     return prompts
 
 
+def sources_of(
+    texts: Sequence[str], tokenizer: "Tokenizer", max_tokens: int, new: int, *, cut: bool
+) -> list[list[int]]:
+    """Token numbers for an encoder to read. What is longer than the model loses its end, or is refused.
+
+    Raises DataError, naming the text's place, where it may not be cut; and where more than the model writes is asked.
+    """
+    if new >= max_tokens:
+        most = max_tokens - 1  # beside the start
+        raise DataError(f"{new} new tokens would not fit into the {most} that the model writes. Ask for fewer.")
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens)
+    encodings = tokenizer.encode_batch(list(texts))
+    for place, encoding in enumerate(encodings):
+        if encoding.overflowing and not cut:
+            num = len(encoding.ids) + sum(len(more.ids) for more in encoding.overflowing)
+            raise DataError(
+                f"Prompt {place + 1} has about {num} tokens, which would not fit into the {max_tokens} that the model "
+                "reads, and half a translation is none. Shorten it, or translate it in parts."
+            )
+    return [encoding.ids for encoding in encodings]
+
+
 def write(
     session: "InferenceSession",
     prompts: Sequence[Sequence[int]],
@@ -72,14 +98,12 @@ def write(
     if not prompts or sampling.max_new_tokens < 1:
         return written
     draws = [np.random.default_rng((sampling.seed, row)) for row in range(len(prompts))]
-    lengths_B = np.array([len(prompt) for prompt in prompts])
-    mask_BT = (np.arange(lengths_B.max()) < lengths_B[:, None]).astype(np.int64)
-    ids_BT = np.zeros_like(mask_BT)
-    ids_BT[mask_BT == 1] = np.concatenate([np.asarray(prompt) for prompt in prompts])
-    cache = _Cache(session, len(prompts), mask_BT.shape[1] + sampling.max_new_tokens)
+    kind: type[_Translating] | type[_GoingOn] = _Translating if has_encoder(session) else _GoingOn
+    cache = kind(session, prompts, sampling.max_new_tokens)
+    next_B: NDArray[np.int64] | None = None
     is_open_B = np.ones(len(prompts), np.bool_)
     for step in range(sampling.max_new_tokens):
-        logits_BV = cache.read(ids_BT, mask_BT)
+        logits_BV = cache.read(next_B)
         logits_BV[:, list(never)] = -np.inf
         if step == 0:
             logits_BV[:, last] = -np.inf  # whoever asks for more of a text is not told that it is over
@@ -88,24 +112,32 @@ def write(
         for row in np.flatnonzero(is_open_B):
             written[row].append(int(next_B[row]))
             heard(int(row), int(next_B[row]))
-        if not is_open_B.any() or step + 1 == sampling.max_new_tokens:
-            break
         # What has ended is no longer looked at, and keeps its place beside the others.
-        ids_BT, mask_BT = next_B[:, None], np.ones((len(prompts), 1), np.int64)
+        if not is_open_B.any():
+            break
     return written
 
 
 @dataclass(frozen=True)
 class Writer:
-    """A decoder with the tokenizer that it learned with, and how many tokens it reads at most."""
+    """A decoder with the tokenizer that it learned with, and how many tokens it reads at most, and writes at most."""
 
     session: "InferenceSession"
     tokenizer: "Tokenizer"
     max_tokens: int
 
+    @property
+    def translates(self) -> bool:
+        """Whether it writes what a prompt says in another language, and not what follows on it."""
+        return has_encoder(self.session)
+
     def prompts(self, texts: Sequence[str], new: int, *, cut: bool) -> list[list[int]]:
-        """What `prompts_of` says."""
-        return prompts_of(texts, self.tokenizer, self.max_tokens, new, cut=cut)
+        """What `prompts_of` says, or `sources_of` for one that translates."""
+        return (sources_of if self.translates else prompts_of)(texts, self.tokenizer, self.max_tokens, new, cut=cut)
+
+    def room(self, prompt: Sequence[int]) -> int:
+        """How many tokens can be written for this prompt."""
+        return self.max_tokens - (1 if self.translates else len(prompt))
 
     def write(
         self,
@@ -125,17 +157,27 @@ def empty(session: "InferenceSession", name: str, num_rows: int, num_places: int
     return np.zeros((num_rows, num_places, *given.shape[2:]), _KINDS[given.type])
 
 
-class _Cache:
+def has_encoder(session: "InferenceSession") -> bool:
+    """Whether the model reads apart from what it writes."""
+    return any(one.name == "past_memory" for one in session.get_inputs())
+
+
+class _GoingOn:
     """The keys and values of what was read, in one array that has room for all that will be."""
 
-    def __init__(self, session: "InferenceSession", num_rows: int, most: int) -> None:
+    def __init__(self, session: "InferenceSession", prompts: Sequence[Sequence[int]], most: int) -> None:
         self._session = session
-        self._size = EMPTY_PLACES
-        self._past = empty(session, "past", num_rows, EMPTY_PLACES + most)
-        self._mask = empty(session, "past_mask", num_rows, EMPTY_PLACES + most)
+        self._prompts = _side_by_side(prompts)
+        self._size = 0
+        num_rows, num_read = self._prompts[0].shape
+        self._past = empty(session, "past", num_rows, num_read + most)
+        self._mask = empty(session, "past_mask", num_rows, num_read + most)
 
-    def read(self, ids_BT: NDArray[np.int64], mask_BT: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The logits (BV) for what comes after these tokens, which are remembered."""
+    def read(self, next_B: NDArray[np.int64] | None) -> NDArray[np.float32]:
+        """The logits (BV) for what comes after the prompts, where nothing was written yet, or after these tokens."""
+        ids_BT, mask_BT = self._prompts
+        if next_B is not None:
+            ids_BT, mask_BT = next_B[:, None], np.ones((len(next_B), 1), np.int64)
         logits_BV, present = self._session.run(
             ["logits", "present"],
             {
@@ -151,6 +193,50 @@ class _Cache:
         self._mask[:, self._size : after] = mask_BT
         self._size = after
         return np.asarray(logits_BV)
+
+
+class _Translating:
+    """The keys and values of what was written, in one array with room for all that will be, and of what was read."""
+
+    def __init__(self, session: "InferenceSession", prompts: Sequence[Sequence[int]], most: int) -> None:
+        self._session = session
+        self._ids, self._mask = _side_by_side(prompts)
+        self._size = 0
+        num_rows = len(prompts)
+        self._past = empty(session, "past", num_rows, most)
+        self._memory = empty(session, "past_memory", num_rows, 0)
+        self._memory_mask = empty(session, "past_memory_mask", num_rows, 0)
+
+    def read(self, next_B: NDArray[np.int64] | None) -> NDArray[np.float32]:
+        """The logits (BV) for how the translations begin, where nothing was written yet, or for what comes next."""
+        written_B1 = np.full((len(self._past), 1), START) if next_B is None else next_B[:, None]
+        logits_BV, present, memory = self._session.run(
+            ["logits", "present", "present_memory"],
+            {
+                "input_ids": self._ids,
+                "attention_mask": self._mask,
+                "written": written_B1,
+                "written_mask": np.ones_like(written_B1),
+                "past": self._past[:, : self._size],
+                "past_memory": self._memory,
+                "past_memory_mask": self._memory_mask,
+            },
+        )
+        self._past[:, self._size : self._size + 1] = present
+        self._size += 1
+        if next_B is None:  # once is enough
+            self._memory, self._memory_mask = memory, self._mask
+            self._ids = self._mask = self._ids[:, :0]
+        return np.asarray(logits_BV)
+
+
+def _side_by_side(prompts: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The tokens (BT), and which of them are no padding."""
+    lengths_B = np.array([len(prompt) for prompt in prompts])
+    mask_BT = (np.arange(lengths_B.max()) < lengths_B[:, None]).astype(np.int64)
+    ids_BT = np.zeros_like(mask_BT)
+    ids_BT[mask_BT == 1] = np.concatenate([np.asarray(prompt) for prompt in prompts])
+    return ids_BT, mask_BT
 
 
 def _drawn(logits_V: NDArray[np.float32], sampling: Sampling, random: np.random.Generator) -> int:

@@ -131,7 +131,7 @@ def test_openais_client_hears_what_is_wrong(openai: dict[str, Any]) -> None:
             "No model 'other' is in use",
             "5000 more would not fit into the 64",
             "n is not supported. Leave it out.",
-            "Prompt 1: nothing follows on it: text is empty.",
+            "Prompt 1: nothing is written for it: text is empty.",
         ),
         strict=True,
     ):

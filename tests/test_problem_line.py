@@ -53,7 +53,7 @@ def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     params = shrunk(load_model("mine", root / "params.yaml"), floors={}, must_beat_baselines=False)
     patient = params.train.early_stopping.model_copy(update={"patience": EPOCHS})
     # Packed rows are few, and a step has to be one of many.
-    batch_size = 2 if problems.load(request.param).decoding else params.train.batch_size
+    batch_size = 2 if request.param == "text_generation" else params.train.batch_size
     train = params.train.model_copy(update={"epochs": EPOCHS, "early_stopping": patient, "batch_size": batch_size})
     sliced = params.evaluate.model_copy(update={"slices": ["length_quartile"]})  # examples have no further columns
     params = params.model_copy(update={"train": train, "evaluate": sliced})
@@ -267,15 +267,17 @@ def test_what_writes_goes_on_with_a_prompt_and_what_does_not_says_so(
     line: Line, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(line.paths.root)
-    if not problems.load(line.params.problem).decoding:
+    problem = problems.load(line.params.problem)
+    if not problem.writes:
         with pytest.raises(ParamsError, match=r"writes no text. Ask it with mill predict mine"):
             generate("mine", "The sun", Sampling())
         return
     for prompt in ("The sun rises in", "人工智能是未来科技"):
         generate("mine", prompt, Sampling(max_new_tokens=20))
         said = capsys.readouterr()
-        assert said.out.startswith(prompt)
-        assert len(said.out) > len(prompt) + 1
+        shown = "" if problem.reads_whole else prompt  # a translation stands alone
+        assert said.out.startswith(shown)
+        assert len(said.out) > len(shown) + 1
         assert said.err.rstrip().endswith("tokens")
     with pytest.raises(DataError, match="The prompt is empty"):
         generate("mine", " ", Sampling())

@@ -17,7 +17,7 @@ from tasks.problems._text import specials
 NAMES = sorted(path.stem for path in Path(problems.__file__).parent.glob("[!_]*.py"))
 
 # What is built for a problem; an encoder but for these.
-DECODERS = {"text_generation": "gpt2"}
+WRITERS = {"text_generation": "gpt2", "translation": "marian"}
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -56,7 +56,7 @@ def outputs(problem: Problem, signature: Any, encoded: pl.DataFrame) -> dict[str
 
 
 def scratch(problem: Problem) -> Scratch:
-    architecture = DECODERS.get(problem.name, "bert")
+    architecture = WRITERS.get(problem.name, "bert")
     return Scratch(architecture=architecture, hidden_size=16, layers=1, heads=2, feed_forward_size=32, max_positions=64)
 
 

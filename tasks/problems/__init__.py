@@ -111,7 +111,13 @@ class Problem(Protocol):
     outputs: Sequence[str]
     """What the exported model gives for a batch, `pooled_embedding` (BD) among it."""
     decoding: Sequence[str]
-    """What it gives besides to those that write text token by token: `logits` and `present`; see `tasks.writing`."""
+    """What it gives besides to those that write text token by token: `logits` and `present`, and `present_memory` where
+    an encoder reads what a decoder translates; see `tasks.writing`.
+    """
+    writes: str | None
+    """The column of the answer that is written token by token. None where nothing is."""
+    reads_whole: bool
+    """Whether the answer to a part of a text is none: what is longer than the model then gets a reason instead."""
 
     def traced(self, model: "PreTrainedModel", batch: Arrays) -> Arrays:
         """The arrays with which the exported module is traced: a batch, and where it writes an empty cache."""

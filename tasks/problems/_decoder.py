@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-# The cache begins with so many places that nobody looks at: the exporter takes sizes of 0 and 1 for constants.
+# A graph is traced with so many places that nobody looks at: the exporter takes sizes of 0 and 1 for constants. In use
+# the cache begins with none.
 EMPTY_PLACES = 2
 
 
 def empty_cache(model: "PreTrainedModel", num_rows: int) -> dict[str, NDArray[Any]]:
-    """What the graph takes at the beginning of a text: `past` (B, P, L, 2, H, D) and `past_mask` (B, P), all zeros."""
+    """What the graph is traced with: `past` (B, P, L, 2, H, D) and `past_mask` (B, P), all zeros."""
     layers, heads, width = _shape(model)
     return {
         "past": np.zeros((num_rows, EMPTY_PLACES, layers, 2, heads, width), np.float32),

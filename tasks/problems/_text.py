@@ -1,7 +1,7 @@
 """What problems over text share: padded batches, the embedding, descriptors."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
@@ -84,3 +84,10 @@ def descriptors(column: str, prefix: str = "") -> list[pl.Expr]:
         "num_redacted": text.str.count_matches(r"⟨[A-Z]+_\d+⟩"),
     }
     return [expression.alias(prefix + name) for name, expression in described.items()]
+
+
+def perplexity(outputs: Mapping[str, NDArray[Any]]) -> float:
+    """exp of the mean negative log likelihood of a token, from `nll`, in nats of N rows, and their `num_tokens`."""
+    num_tokens = int(outputs["num_tokens"].sum())
+    with np.errstate(over="ignore"):  # a model can be infinitely surprised
+        return float(np.exp(outputs["nll"].astype(np.float64).sum() / max(num_tokens, 1)))

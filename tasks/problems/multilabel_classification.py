@@ -32,6 +32,8 @@ class MultilabelClassification:
     reasons = ("malformed_labels",)
     outputs = ("logits", "pooled_embedding")
     decoding = ()
+    writes: str | None = None
+    reads_whole = False
     higher_is_better = _multilabel.HIGHER_IS_BETTER
     headline = "f1_micro"
 

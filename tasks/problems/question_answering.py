@@ -61,6 +61,8 @@ class QuestionAnswering:
     reasons = ("answer_not_in_context",)
     outputs = ("start", "end", "score", "null_score", "pooled_embedding")
     decoding = ()
+    writes: str | None = None
+    reads_whole = False
     higher_is_better = _squad.HIGHER_IS_BETTER
     headline = "f1"
 

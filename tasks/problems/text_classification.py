@@ -32,6 +32,8 @@ class TextClassification:
     reasons = ()
     outputs = ("logits", "pooled_embedding")
     decoding = ()
+    writes: str | None = None
+    reads_whole = False
     higher_is_better = _classification.HIGHER_IS_BETTER
     headline = "accuracy"
 

@@ -50,6 +50,8 @@ class TextGeneration:
     reasons = ()
     outputs = ("nll", "num_tokens", "next_token", "pooled_embedding")
     decoding = ("logits", "present")
+    writes = "continuation"
+    reads_whole = False
     higher_is_better: Mapping[str, bool] = {
         "bits_per_byte": False,
         "word_perplexity": False,
@@ -193,9 +195,7 @@ class TextGeneration:
         return float(np.abs(expected_W - found_W).max()), float(changed_W.mean())
 
     def perplexity(self, outputs: Arrays, encoded: pl.DataFrame) -> float | None:
-        num_tokens = int(outputs["num_tokens"].sum())
-        with np.errstate(over="ignore"):  # a model can be infinitely surprised
-            return float(np.exp(outputs["nll"].astype(np.float64).sum() / max(num_tokens, 1)))
+        return _text.perplexity(outputs)
 
     def calibrate(self, outputs: Arrays, encoded: pl.DataFrame, signature: Signature) -> dict[str, float]:
         return {}

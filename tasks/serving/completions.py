@@ -1,8 +1,12 @@
-"""OpenAI's API for texts that go on: `/v1/completions` and `/v1/chat/completions`, whole or token by token."""
+"""OpenAI's API for models that write: `/v1/completions` and `/v1/chat/completions`, whole or token by token.
+
+One that translates completes a prompt with its translation, and does not chat.
+"""
 
 import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -29,10 +33,12 @@ def add_routes(app: FastAPI, service: Service) -> None:
     def entry(served: Served) -> dict[str, Any]:
         return {"id": served.model, "object": "model", "created": 0, "owned_by": "modelmill"}
 
-    def writing(name: str) -> Served:
+    def writing(name: str, *, is_chat: bool = False) -> Served:
         served = live.get(name)
-        if not served.problem.decoding:
+        if not served.problem.writes:
             raise UnknownModel(f"{name} is of {served.problem.name}, which writes no text. Ask /models/{name}/predict.")
+        if is_chat and served.answerer.runtime.writer.translates:
+            raise UnknownModel(f"{name} is of {served.problem.name}, which does not chat. Ask /v1/completions.")
         return served
 
     refusals = errors(401, 403, 404, 422, 429, openai=True)
@@ -45,7 +51,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
     )
     async def models(request: Request) -> Response:
         service.admit(request, "predict")
-        return Json({"object": "list", "data": [entry(served) for served in live.served if served.problem.decoding]})
+        return Json({"object": "list", "data": [entry(served) for served in live.served if served.problem.writes]})
 
     @app.get(
         "/v1/models/{name}",
@@ -61,7 +67,9 @@ def add_routes(app: FastAPI, service: Service) -> None:
         client = service.admit(request, "predict")
         content = parse_json(await request.body())
         name, wanted = (asked.chat if is_chat else asked.completion)(content)
-        served = writing(name)
+        served = writing(name, is_chat=is_chat)
+        if served.answerer.runtime.writer.translates and content.get("max_tokens") is None:
+            wanted = replace(wanted, fills=True)  # a translation has an end of its own
         request.state.told = {"version": served.version, "rows": len(wanted.prompts)}
         shape = _Chat(served) if is_chat else _Text(served)
         with contextlib.ExitStack() as counted:
@@ -89,7 +97,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/v1/completions",
-        summary="Go on with a text (OpenAI's API)",
+        summary="Go on with a text, or translate it (OpenAI's API)",
         openapi_extra=body(asked.COMPLETION),
         **described,
     )

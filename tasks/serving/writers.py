@@ -161,11 +161,11 @@ def _written(
     problem, column = runtime.problem, runtime.problem.inputs[0]
     rows = answerer.numbered(frame_of(problem, {column: [prompt]}))
     if rows["reason"][0]:
-        raise BadRequest(f"Prompt {number + 1}: nothing follows on it: {rows['reason'][0]}.")
+        raise BadRequest(f"Prompt {number + 1}: nothing is written for it: {rows['reason'][0]}.")
     writer, sampling = runtime.writer, wanted.sampling
     prompts = writer.prompts([rows[column][0]], 1 if wanted.fills else sampling.max_new_tokens, cut=False)
     if wanted.fills:
-        sampling = replace(sampling, max_new_tokens=writer.max_tokens - len(prompts[0]))
+        sampling = replace(sampling, max_new_tokens=writer.room(prompts[0]))
     until = _Until(wanted.stop, lambda text: writing.say(Piece(number, text)))
     speaker = Speaker(runtime.tokenizer, until.hear)
     num_tokens = 0
@@ -184,7 +184,7 @@ def _written(
         until.end()
         if num_tokens == sampling.max_new_tokens:
             why_ended = "length"
-    outputs = {**runtime.read(rows, batch_size=1), "continuation": np.array([until.text], dtype=object)}
+    outputs = runtime.completed(rows, [until.text], batch_size=1)
     answer = problem.answer(rows, outputs, runtime.signature, runtime.calibration).row(0, named=True)
     embedding = outputs["pooled_embedding"][0].astype(np.float16)
     traced = Traced(answer, None, {column: rows[column][0]}, embedding)

@@ -1,0 +1,148 @@
+"""An encoder and a decoder as one graph: it reads a text once, and writes another with what it remembers of both."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.errors import ParamsError, did_you_mean
+from tasks.problems import _text
+from tasks.problems._decoder import EMPTY_PLACES
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from tasks.params import Scratch
+
+# Architectures whose halves have sizes of these names, and which learn from labels behind the start that they are told.
+_FROM_SCRATCH = ("bart", "marian", "pegasus")
+
+# Stands for the token with which a decoder begins, which is another one in each architecture; the graph puts it in.
+START = -1
+
+
+def sizes(base: "Scratch") -> dict[str, Any]:
+    """What Marian and its kin call the sizes of both halves, and how Marian begins: with the token for padding.
+
+    Raises ParamsError for another architecture.
+    """
+    if base.architecture not in _FROM_SCRATCH:
+        raise ParamsError(
+            f"base.architecture is {base.architecture!r}, which is no encoder-decoder that is built from scratch here."
+            f"{did_you_mean(base.architecture, _FROM_SCRATCH)} Known: {', '.join(_FROM_SCRATCH)}."
+        )
+    halves = {
+        f"{half}_{name}": size
+        for half in ("encoder", "decoder")
+        for name, size in (
+            ("layers", base.layers),
+            ("attention_heads", base.heads),
+            ("ffn_dim", base.feed_forward_size),
+        )
+    }
+    begins = {"pad_token_id": 0, "decoder_start_token_id": 0, "eos_token_id": None, "forced_eos_token_id": None}
+    return {**halves, **begins, "scale_embedding": True}
+
+
+def nothing_read(model: "PreTrainedModel", num_rows: int, num_places: int = EMPTY_PLACES) -> dict[str, NDArray[Any]]:
+    """What the graph remembers at the beginning of a text, with so many places that hold nothing, all zeros.
+
+    `past` (B, P, L, 2, H, D) is of what was written, `past_memory` (B, M, L, 2, H, D) of what was read, and
+    `past_memory_mask` (B, M) says which of its places hold something.
+    """
+    config = model.config
+    layers = getattr(config, "decoder_layers", None) or config.num_decoder_layers
+    heads = getattr(config, "decoder_attention_heads", None) or config.num_heads
+    width = getattr(config, "d_kv", None) or config.d_model // heads
+    keys_and_values = np.zeros((num_rows, num_places, layers, 2, heads, width), np.float32)
+    return {
+        "past": keys_and_values,
+        "past_memory": keys_and_values.copy(),
+        "past_memory_mask": np.zeros((num_rows, num_places), np.int64),
+    }
+
+
+def encoder_decoder_with_cache(model: "PreTrainedModel") -> "nn.Module":
+    """A module from tokens to read, tokens that were written, and a cache, to how likely those are and what may follow.
+
+    `nll` (B) sums -log p over the `num_tokens` (B) written tokens behind the first. `choices` (B) is a number that two
+    models have in common where each would choose the same token as the other at each of these places.
+    `pooled_embedding` (BD) is of what was read. `logits` (BV) are for what follows on the last token; `present` and
+    `present_memory` are the new places of the cache. Whoever goes on writing gives no tokens to read, and the encoder
+    has nothing to do.
+    """
+    import torch
+    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+    from transformers.modeling_outputs import BaseModelOutput
+
+    start = model.config.decoder_start_token_id
+
+    class EncoderDecoderWithCache(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(
+            self,
+            input_ids: "Tensor",
+            attention_mask: "Tensor",
+            written: "Tensor",
+            written_mask: "Tensor",
+            past: "Tensor | None" = None,
+            past_memory: "Tensor | None" = None,
+            past_memory_mask: "Tensor | None" = None,
+        ) -> tuple["Tensor", ...]:
+            if past is None or past_memory is None or past_memory_mask is None:
+                nothing = nothing_read(model, input_ids.shape[0], 0)
+                past, past_memory, past_memory_mask = (torch.from_numpy(array) for array in nothing.values())
+            lowest = torch.finfo(past.dtype).min
+            num_past, num_new = past.shape[1], written.shape[1]
+            hidden_BSD = self.model.get_encoder()(
+                input_ids=input_ids, attention_mask=torch.where(attention_mask[:, None, None] > 0, 0.0, lowest)
+            ).last_hidden_state
+            memory_mask_BM = torch.cat([past_memory_mask, attention_mask], 1)
+            is_before_TK = torch.arange(num_past + num_new)[None] <= torch.arange(num_new)[:, None] + num_past
+            cache = EncoderDecoderCache(_layers(past), _layers(past_memory))
+            # What has just been read comes behind what was, rather than being thought to be in the cache already.
+            cache.is_updated = dict.fromkeys(cache.is_updated, False)
+            logits_BTV = self.model(
+                encoder_outputs=BaseModelOutput(last_hidden_state=hidden_BSD),
+                attention_mask=torch.where(memory_mask_BM[:, None, None] > 0, 0.0, lowest),
+                decoder_input_ids=torch.where(written < 0, start, written),
+                decoder_attention_mask=torch.where(is_before_TK, 0.0, lowest).expand(written.shape[0], 1, -1, -1),
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+            counted_BT = written_mask[:, 1:]
+            log_p_BTV = torch.log_softmax(logits_BTV[:, :-1], -1)
+            of_next_BT = log_p_BTV.gather(2, written[:, 1:, None].clamp(min=0))[:, :, 0]
+            place_T = torch.arange(1, num_new)
+            return (
+                -(of_next_BT * counted_BT).sum(1),
+                counted_BT.sum(1),
+                (log_p_BTV.argmax(-1) * place_T[None] * counted_BT).sum(1),
+                _text.pooled(hidden_BSD, attention_mask),
+                logits_BTV[:, -1],
+                _places(cache.self_attention_cache, num_past),
+                _places(cache.cross_attention_cache, past_memory.shape[1]),
+            )
+
+    def _layers(places: "Tensor") -> DynamicCache:
+        return DynamicCache(
+            [
+                (places[:, :, layer, 0].transpose(1, 2), places[:, :, layer, 1].transpose(1, 2))
+                for layer in range(places.shape[2])
+            ]
+        )
+
+    def _places(cache: Any, num_known: int) -> "Tensor":
+        return torch.stack(
+            [
+                torch.stack([kept[:, :, num_known:].transpose(1, 2) for kept in (layer.keys, layer.values)], 2)
+                for layer in cache.layers
+            ],
+            2,
+        )
+
+    return EncoderDecoderWithCache()
