@@ -12,13 +12,14 @@ failed.
 """
 
 import argparse
+import math
 import os
 import platform
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def _cells(name: str, row: Row) -> list[str]:
     ]
 
 
-def _both(row: Row, key: str, spoken: Any) -> str:
+def _both(row: Row, key: str, spoken: Callable[[Any], str]) -> str:
     """A figure of each variant, that of the released one in bold; a dash where a variant was not measured."""
     shown = []
     for variant in VARIANTS:
@@ -227,14 +228,8 @@ def _model(paths: Paths) -> tuple[str, int]:
 
     config = _report(paths.checkpoint / "config.json", paths)
     with safe_open(paths.checkpoint / "model.safetensors", framework="np") as weights:
-        sizes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118 - it is no mapping
-    num = 0
-    for shape in sizes:
-        product = 1
-        for side in shape:
-            product *= side
-        num += product
-    return config["architectures"][0], num
+        names = weights.keys()
+        return config["architectures"][0], sum(math.prod(weights.get_slice(name).get_shape()) for name in names)
 
 
 def _machine(precision: str, threads: int) -> str:
@@ -274,9 +269,12 @@ def export_only(paths: Paths, recipe: str, variant: str | None) -> None:
 
 
 def _repro(paths: Paths) -> None:
-    """Bring the line up to date, one stage at a time; what it says is in a log beside the clone."""
+    """Bring the line up to date, one stage at a time; what it says is in a log beside the clone.
+
+    A stage out of DVC's run cache would leave beside its reports what the clock said of another variant.
+    """
     with (paths.root.parent / f"{paths.model}.log").open("a", encoding="utf-8") as log:
-        command = [sys.executable, "-m", "dvc", "repro", f"deploy@{paths.model}"]
+        command = [sys.executable, "-m", "dvc", "repro", "--no-run-cache", f"deploy@{paths.model}"]
         done = subprocess.run(command, cwd=paths.root, env=_environment(), stdout=log, stderr=log, check=False)
     if done.returncode:
         raise DataError(f"Its line failed; see {log.name}. The same command goes on there.")
