@@ -315,7 +315,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_release_is_compressed_and_says_what_that_cost(root: Path) -> None:
     found = json.loads((root / "reports/tiny/export.json").read_text())
     assert found["released"] == "int8"
-    assert set(found["variants"]["int8"]) == {"bytes", "changed_answers", "probability_difference"}
+    assert set(found["variants"]["int8"]) == {"bytes", "changed_answers", "perplexity", "probability_difference"}
     assert load_runtime(root / "models/tiny/release", 1).writer.translates
 
 
