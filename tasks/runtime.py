@@ -71,7 +71,7 @@ class Runtime:
 
     @property
     def writer(self) -> Writer:
-        """The model as one that writes; only a problem with `decoding` has one."""
+        """The model as one that writes; only of a problem that writes."""
         return Writer(self.session, self.tokenizer, self.max_tokens)
 
     def _written(self, rows: pl.DataFrame, batch_size: int, advance: Callable[[int], None]) -> list[str]:
