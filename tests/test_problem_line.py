@@ -49,9 +49,8 @@ def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     batch_size = 2 if problems.load(request.param).decoding else params.train.batch_size
     train = params.train.model_copy(update={"epochs": EPOCHS, "early_stopping": patient, "batch_size": batch_size})
     params = params.model_copy(update={"train": train})
-    if problems.load(request.param).decoding:
-        # Of six texts each has its own number, and what int8 adds, by which texts stand beside it, would move them.
-        params = params.model_copy(update={"export": params.export.model_copy(update={"variants": ["fp32"]})})
+    # Of six texts each has its own number, and what int8 adds, by which texts stand beside it, would move them.
+    params = params.model_copy(update={"export": params.export.model_copy(update={"variants": ["fp32"]})})
     line = Line(Paths("mine", root), params)
     examples = problems.load(request.param).examples()
     rows = pl.concat([examples] * 40).with_columns(
