@@ -56,10 +56,9 @@ def line(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     batch_size = 2 if request.param == "text_generation" else params.train.batch_size
     train = params.train.model_copy(update={"epochs": EPOCHS, "early_stopping": patient, "batch_size": batch_size})
     sliced = params.evaluate.model_copy(update={"slices": ["length_quartile"]})  # examples have no further columns
-    params = params.model_copy(update={"train": train, "evaluate": sliced})
-    if problems.load(request.param).decoding:
-        # Of six texts each has its own number, and what int8 adds, by which texts stand beside it, would move them.
-        params = params.model_copy(update={"export": params.export.model_copy(update={"variants": ["fp32"]})})
+    # Of six texts each has its own number, and what int8 adds, by which texts stand beside it, would move them.
+    exact = params.export.model_copy(update={"variants": ["fp32"]})
+    params = params.model_copy(update={"train": train, "evaluate": sliced, "export": exact})
     line = Line(Paths("mine", root), params)
     examples = problems.load(request.param).examples()
     rows = pl.concat([examples] * 40).with_columns(
