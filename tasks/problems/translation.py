@@ -38,6 +38,7 @@ class Translation:
     texts = ("text",)
     target_texts = ("translation",)
     label = None
+    separator = None
     inputs = ("text",)
     signs = ("translation",)
     targets = ("labels",)
