@@ -405,4 +405,5 @@ def test_more_than_can_be_answered_is_sent_away_at_once_and_the_server_is_well_a
 
 
 def wait_for(server: Running, version: str) -> None:
-    wait_until(lambda: server.predict(TEXT).json()["version"] == version)
+    # A busy machine may send one of these away.
+    wait_until(lambda: server.predict(TEXT).json().get("version") == version)

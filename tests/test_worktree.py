@@ -121,7 +121,8 @@ def test_outputs_are_linked_from_the_shared_cache_and_nothing_runs_again(reposit
         # A lock of its own: both may run at once.
         assert (tree.folder / ".dvc/tmp/lock").exists()
         assert (tree.folder / ".dvc/tmp/site").is_dir()
-        assert str((repository / "../store").resolve()) in dvc(tree.folder, "remote", "list")
+        # A long path is broken up over lines.
+        assert str((repository / "../store").resolve()) in dvc(tree.folder, "remote", "list").replace("\n", "")
         assert "up to date" in dvc(repository, "status")
 
 
