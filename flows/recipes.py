@@ -15,7 +15,7 @@ from flows.params import load_flows
 from tasks import problems
 from tasks.errors import ParamsError, did_you_mean
 from tasks.mistakes import listed
-from tasks.params import load, wrong_names
+from tasks.params import load, read_yaml, wrong_names
 from tasks.paths import Paths
 from tasks.shards import write_json, write_text
 
@@ -69,11 +69,12 @@ def add(name: str, recipe: str, root: Path = Path()) -> list[str]:
 
 def problem_lines(root: Path = Path()) -> list[str]:
     """A paragraph for each kind of problem."""
+    kinds = {recipe: read_yaml(root / RECIPES / f"{recipe}.yaml")["model"]["problem"] for recipe in recipes(root)}
     lines = []
     for file in sorted(Path(problems.__file__).parent.glob("[!_]*.py")):
         problem = problems.load(file.stem)
         about = (sys.modules[type(problem).__module__].__doc__ or "").strip().splitlines()[0]
-        own = [f"mill add NAME --recipe {recipe}" for recipe in recipes(root) if recipe.startswith(problem.name)]
+        own = [f"mill add NAME --recipe {recipe}" for recipe, kind in kinds.items() if kind == problem.name]
         targets = [name for name in problem.columns if name not in problem.inputs]
         lines += [
             f"{problem.name}: {about}",

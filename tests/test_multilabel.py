@@ -13,6 +13,7 @@ from tasks.clean import clean
 from tasks.errors import DataError
 from tasks.params import load_model, read_yaml
 from tasks.problems import _multilabel as multilabel
+from tasks.problems._classification import sigmoid
 from tasks.problems.multilabel_classification import PROBLEM
 from tasks.quality import measured_quality, right_where_labelled
 from tasks.shards import ShardWriter, read_json, read_rows
@@ -27,7 +28,7 @@ def answered(num_rows: int = 300, seed: int = 0) -> tuple[Any, Any, Any, Any]:
     """Random truth, answers by uneven thresholds, probabilities with many ties, and resamples as weights."""
     generator = np.random.default_rng(seed)
     actual_NK = generator.random((num_rows, 4)) < [0.5, 0.2, 0.1, 0.7]
-    probabilities_NK = multilabel.sigmoid(np.round(4 * generator.normal(size=(num_rows, 4)) + 4 * actual_NK - 2) / 4)
+    probabilities_NK = sigmoid(np.round(4 * generator.normal(size=(num_rows, 4)) + 4 * actual_NK - 2) / 4)
     weights_RN = generator.multinomial(num_rows, np.full(num_rows, 1 / num_rows), size=5).astype(float)
     return actual_NK, probabilities_NK >= [0.5, 0.4, 0.3, 0.6], probabilities_NK, weights_RN
 
@@ -123,7 +124,7 @@ def test_thresholds_worked_out_by_hand(probabilities: list[float], actual: list[
 def test_the_temperature_is_the_one_that_the_logits_were_multiplied_by() -> None:
     generator = np.random.default_rng(0)
     honest_NK = generator.normal(size=(20_000, 3)) * 2
-    actual_NK = generator.random((20_000, 3)) < multilabel.sigmoid(honest_NK)
+    actual_NK = generator.random((20_000, 3)) < sigmoid(honest_NK)
     assert multilabel.fit_temperature(3 * honest_NK, actual_NK) == pytest.approx(3, rel=0.03)
 
 
@@ -134,7 +135,7 @@ def test_answers_are_given_by_the_thresholds_that_were_fitted() -> None:
     assert even["labels"].to_list() == ["x", "x|y", ""]
     fitted = PROBLEM.answer(rows, outputs, signature, {"temperature": 2.0, "threshold[y]": 0.3, "threshold[x]": 0.9})
     assert fitted["labels"].to_list() == ["y", "y", ""]
-    p_x, p_y = multilabel.sigmoid(np.array([0.0, -0.5]))
+    p_x, p_y = sigmoid(np.array([0.0, -0.5]))
     assert fitted["probabilities"][0].to_list() == pytest.approx([p_x, p_y])
     assert fitted["probability"][0] == pytest.approx((1 - p_x) * p_y)
 
@@ -151,7 +152,7 @@ def test_the_model_learns_by_binary_cross_entropy_of_each_label() -> None:
     arrays = PROBLEM.batch(encoded, pad_id=0)
     with torch.inference_mode():
         out = model(**{name: torch.from_numpy(array) for name, array in arrays.items()})
-    probabilities_NK = multilabel.sigmoid(out.logits.numpy())
+    probabilities_NK = sigmoid(out.logits.numpy())
     expected = sklearn_metrics.log_loss(arrays["labels"].ravel(), probabilities_NK.ravel())
     assert float(out.loss) == pytest.approx(expected, abs=1e-6)
 

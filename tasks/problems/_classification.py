@@ -53,6 +53,13 @@ def label_numbers(labels: pl.Series, names: Sequence[str]) -> Integers:
     return labels.replace_strict(numbers, return_dtype=pl.Int64).to_numpy()
 
 
+def sigmoid(logits: NDArray[Any]) -> Floats:
+    """The logistic function of each logit by itself, in double precision."""
+    from scipy.special import expit
+
+    return np.asarray(expit(logits.astype(np.float64)))
+
+
 def softmax(logits_NK: NDArray[Any]) -> Floats:
     """Probabilities that add up to 1, in double precision."""
     shifted_NK = logits_NK.astype(np.float64) - logits_NK.max(axis=1, keepdims=True, initial=-np.inf)

@@ -32,6 +32,29 @@ def _shape(model: "PreTrainedModel") -> tuple[int, int, int]:
     return config.num_hidden_layers, heads, width
 
 
+def cache_of(places: "Tensor") -> Any:
+    """transformers' cache of what stands in these places, (B, P, L, 2, H, D)."""
+    from transformers.cache_utils import DynamicCache
+
+    return DynamicCache(
+        [
+            (places[:, :, layer, 0].transpose(1, 2), places[:, :, layer, 1].transpose(1, 2))
+            for layer in range(places.shape[2])
+        ]
+    )
+
+
+def places_of(cache: Any, num_known: int) -> "Tensor":
+    """What transformers' cache has learned behind the places that were known: (B, T, L, 2, H, D)."""
+    import torch
+
+    layers = [
+        torch.stack([kept[:, :, num_known:].transpose(1, 2) for kept in (layer.keys, layer.values)], 2)
+        for layer in cache.layers
+    ]
+    return torch.stack(layers, 2)
+
+
 def decoder_with_cache(model: "PreTrainedModel") -> "nn.Module":
     """A module from tokens and a cache to how likely they are, what may come next, and their part of the cache.
 
@@ -39,9 +62,6 @@ def decoder_with_cache(model: "PreTrainedModel") -> "nn.Module":
     likeliest after the last one, out of `logits` (BV); `present` (B, T, L, 2, H, D) are the places of the new tokens.
     """
     import torch
-    from transformers.cache_utils import DynamicCache
-
-    num_layers, _, _ = _shape(model)
 
     class DecoderWithCache(torch.nn.Module):
         def __init__(self) -> None:
@@ -67,17 +87,11 @@ def decoder_with_cache(model: "PreTrainedModel") -> "nn.Module":
             is_itself_TK = key_K[None, :] == query_T[:, None]  # padding sees itself, or a row of nothing would be NaN
             allowed_BTK = (is_before_TK[None] & (mask_BK[:, None, :] > 0)) | is_itself_TK[None]
             bias_BTK = torch.where(allowed_BTK, 0.0, torch.finfo(past.dtype).min)
-            cache = DynamicCache(
-                [
-                    (past[:, :, layer, 0].transpose(1, 2), past[:, :, layer, 1].transpose(1, 2))
-                    for layer in range(num_layers)
-                ]
-            )
             out = self.model(
                 input_ids=input_ids,
                 attention_mask=bias_BTK[:, None],
                 position_ids=position_BK[:, num_past:],
-                past_key_values=cache,
+                past_key_values=cache_of(past),
                 use_cache=True,
                 output_hidden_states=True,
             )
@@ -85,18 +99,13 @@ def decoder_with_cache(model: "PreTrainedModel") -> "nn.Module":
             of_next_BT = log_p_BTV.gather(2, input_ids[:, 1:, None])[:, :, 0]
             last_B = (attention_mask * torch.arange(1, num_new + 1)).argmax(1)
             logits_BV = out.logits.gather(1, last_B[:, None, None].expand(-1, 1, out.logits.shape[2]))[:, 0]
-            layers = out.past_key_values.layers
-            present = [
-                torch.stack([kept[:, :, num_past:].transpose(1, 2) for kept in (layer.keys, layer.values)], 2)
-                for layer in layers
-            ]
             return (
                 -(of_next_BT * counted[:, 1:]).sum(1),
                 counted[:, 1:].sum(1),
                 logits_BV.argmax(1),
                 _text.pooled(out.hidden_states[-1], attention_mask),
                 logits_BV,
-                torch.stack(present, 2),
+                places_of(out.past_key_values, num_past),
             )
 
     return DecoderWithCache()

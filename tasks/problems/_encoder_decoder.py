@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import ParamsError, did_you_mean
 from tasks.problems import _text
-from tasks.problems._decoder import EMPTY_PLACES
+from tasks.problems._decoder import EMPTY_PLACES, cache_of, places_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -73,7 +73,7 @@ def encoder_decoder_with_cache(model: "PreTrainedModel") -> "nn.Module":
     has nothing to do.
     """
     import torch
-    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+    from transformers.cache_utils import EncoderDecoderCache
     from transformers.modeling_outputs import BaseModelOutput
 
     start = model.config.decoder_start_token_id
@@ -103,7 +103,7 @@ def encoder_decoder_with_cache(model: "PreTrainedModel") -> "nn.Module":
             ).last_hidden_state
             memory_mask_BM = torch.cat([past_memory_mask, attention_mask], 1)
             is_before_TK = torch.arange(num_past + num_new)[None] <= torch.arange(num_new)[:, None] + num_past
-            cache = EncoderDecoderCache(_layers(past), _layers(past_memory))
+            cache = EncoderDecoderCache(cache_of(past), cache_of(past_memory))
             # What has just been read comes behind what was, rather than being thought to be in the cache already.
             cache.is_updated = dict.fromkeys(cache.is_updated, False)
             logits_BTV = self.model(
@@ -124,25 +124,8 @@ def encoder_decoder_with_cache(model: "PreTrainedModel") -> "nn.Module":
                 (log_p_BTV.argmax(-1) * place_T[None] * counted_BT).sum(1),
                 _text.pooled(hidden_BSD, attention_mask),
                 logits_BTV[:, -1],
-                _places(cache.self_attention_cache, num_past),
-                _places(cache.cross_attention_cache, past_memory.shape[1]),
+                places_of(cache.self_attention_cache, num_past),
+                places_of(cache.cross_attention_cache, past_memory.shape[1]),
             )
-
-    def _layers(places: "Tensor") -> DynamicCache:
-        return DynamicCache(
-            [
-                (places[:, :, layer, 0].transpose(1, 2), places[:, :, layer, 1].transpose(1, 2))
-                for layer in range(places.shape[2])
-            ]
-        )
-
-    def _places(cache: Any, num_known: int) -> "Tensor":
-        return torch.stack(
-            [
-                torch.stack([kept[:, :, num_known:].transpose(1, 2) for kept in (layer.keys, layer.values)], 2)
-                for layer in cache.layers
-            ],
-            2,
-        )
 
     return EncoderDecoderWithCache()

@@ -89,13 +89,6 @@ def sets(given_NK: Bools, names: Sequence[str]) -> list[str]:
     return [SEPARATOR.join(name for name, has in zip(names, row, strict=True) if has) for row in given_NK]
 
 
-def sigmoid(logits_NK: NDArray[Any]) -> Floats:
-    """A probability for each label by itself, in double precision."""
-    from scipy.special import expit
-
-    return np.asarray(expit(logits_NK.astype(np.float64)))
-
-
 def answers(
     given_NK: Bools, probabilities_NK: Floats, names: Sequence[str], sure_N: Floats | None = None
 ) -> pl.DataFrame:

@@ -138,13 +138,6 @@ def fit(outputs: Arrays, encoded: pl.DataFrame) -> dict[str, float]:
     return {"late": late, "scale": _fit_scale(margin_N - threshold, answerable_N), "threshold": threshold}
 
 
-def sigmoid(margin_N: NDArray[Any]) -> NDArray[np.float64]:
-    """The logistic function."""
-    from scipy.special import expit
-
-    return np.asarray(expit(margin_N.astype(np.float64)))
-
-
 def _f1_by_tokens(found_W2: NDArray[Any], right_W2: NDArray[Any]) -> NDArray[np.float64]:
     """F1 by tokens of spans from a first to a last one; 0 where there is no right one, whose first and last are 0."""
     shared_W = np.minimum(found_W2[:, 1], right_W2[:, 1]) - np.maximum(found_W2[:, 0], right_W2[:, 0]) + 1

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import DataError
 from tasks.params import Scratch
-from tasks.problems import Arrays, Draw, Signature, _encoder, _multilabel, _text
+from tasks.problems import Arrays, Draw, Signature, _classification, _encoder, _multilabel, _text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -89,7 +89,7 @@ class MultilabelClassification:
         return outputs
 
     def compare(self, reference: Arrays, outputs: Arrays) -> tuple[float, float]:
-        expected_NK, found_NK = (_multilabel.sigmoid(one["logits"]) for one in (reference, outputs))
+        expected_NK, found_NK = (_classification.sigmoid(one["logits"]) for one in (reference, outputs))
         changed_N = ((expected_NK >= _multilabel.EVEN) != (found_NK >= _multilabel.EVEN)).any(axis=1)
         return float(np.abs(expected_NK - found_NK).max()), float(changed_N.mean())
 
@@ -100,7 +100,7 @@ class MultilabelClassification:
         """A temperature for all labels, and with it the threshold of each, for its F1."""
         actual_NK = encoded["labels"].to_numpy() > 0
         temperature = _multilabel.fit_temperature(outputs["logits"], actual_NK)
-        probabilities_NK = _multilabel.sigmoid(outputs["logits"] / temperature)
+        probabilities_NK = _classification.sigmoid(outputs["logits"] / temperature)
         thresholds = {
             _threshold_of(name): _multilabel.fit_threshold(probabilities_NK[:, k], actual_NK[:, k])
             for k, name in enumerate(signature["labels"])
@@ -111,7 +111,7 @@ class MultilabelClassification:
         self, rows: pl.DataFrame, outputs: Arrays, signature: Signature, calibration: Mapping[str, float]
     ) -> pl.DataFrame:
         names = signature["labels"]
-        probabilities_NK = _multilabel.sigmoid(outputs["logits"] / calibration.get("temperature", 1.0))
+        probabilities_NK = _classification.sigmoid(outputs["logits"] / calibration.get("temperature", 1.0))
         thresholds_K = np.array([calibration.get(_threshold_of(name), _multilabel.EVEN) for name in names])
         return _multilabel.answers(probabilities_NK >= thresholds_K, probabilities_NK, names)
 

@@ -180,7 +180,9 @@ class QuestionAnswering:
         expected_W, found_W = (one["score"] - one["null_score"] for one in (reference, outputs))
         elsewhere_W = (reference["start"] != outputs["start"]) | (reference["end"] != outputs["end"])
         changed_W = ((expected_W > 0) != (found_W > 0)) | ((expected_W > 0) & elsewhere_W)
-        return float(np.abs(_spans.sigmoid(expected_W) - _spans.sigmoid(found_W)).max()), float(changed_W.mean())
+        return float(np.abs(_classification.sigmoid(expected_W) - _classification.sigmoid(found_W)).max()), float(
+            changed_W.mean()
+        )
 
     def perplexity(self, outputs: Arrays, encoded: pl.DataFrame) -> float | None:
         return None
@@ -195,7 +197,7 @@ class QuestionAnswering:
         best_N, margin_N = _spans.choose(outputs["start"], outputs["score"], calibration.get("late", 0.0))
         starts_N, ends_N = (outputs[name][np.arange(len(rows)), best_N] for name in ("start", "end"))
         beyond_N = margin_N - calibration.get("threshold", 0.0)
-        answerable_N = _spans.sigmoid(calibration.get("scale", 1.0) * beyond_N)
+        answerable_N = _classification.sigmoid(calibration.get("scale", 1.0) * beyond_N)
         spans = [
             _trimmed(context, int(start), int(end)) if is_answered else (NO_ANSWER, _NOWHERE)
             for context, start, end, is_answered in zip(rows["context"], starts_N, ends_N, beyond_N > 0, strict=True)

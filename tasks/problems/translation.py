@@ -95,7 +95,9 @@ class Translation:
         """The pairs of which both sides are whole."""
         whole = encoded.filter(~pl.col("truncated"))
         if whole.is_empty():
-            raise DataError("Every pair of the train split is longer than tokenize.max_tokens; raise it.")
+            raise DataError(
+                "Every pair of the train or the validation split is longer than tokenize.max_tokens; raise it."
+            )
         return whole
 
     def packed(self, encoded: pl.DataFrame, max_tokens: int, seed: int) -> pl.DataFrame:

@@ -262,7 +262,12 @@ def export_only(paths: Paths, recipe: str, variant: str | None) -> None:
     yaml, file = YAML(), paths.root / "params.yaml"
     params = yaml.load(file.read_text(encoding="utf-8"))
     says = read_yaml(paths.root / "recipes" / f"{recipe}.yaml")["model"]["export"]
-    wide = {"variants": [variant], "max_probability_difference": 1.0, "max_changed_answers": 1.0}
+    wide = {
+        "variants": [variant],
+        "max_probability_difference": 1.0,
+        "max_changed_answers": 1.0,
+        "max_perplexity_difference": None,
+    }
     params["models"][paths.model]["export"] = {**says, **(wide if variant else {})}
     with file.open("w", encoding="utf-8") as unfinished:
         yaml.dump(params, unfinished)
