@@ -210,7 +210,7 @@ class _Look:
             self.failures,
             f"{self.model} window {number}",
         )
-        keep_snapshot(snapshot, self._workspace, self.model, number)
+        keep_snapshot(snapshot, self._workspace, self.model, number, judged.record["tests"])
         with self.watched.new_window(number) as folder:
             save_report(snapshot, folder)
             write_json(folder / RECORD, {"number": number, "model": self.model, **judged.record})

@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from tasks.descriptors import ANSWERS, CONFIDENCE
 from tasks.drift import DISTANCE, Reference, Sample, kolmogorov_smirnov, rounded, total_variation
 from tasks.monitor import Judged, Subject
 from tasks.shards import write_json, write_text
@@ -94,8 +95,13 @@ def save_report(snapshot: "Snapshot", folder: Path) -> None:
     write_json(folder / JSON, _without_nan(figures))
 
 
-def keep_snapshot(snapshot: "Snapshot", workspace: Path, model: str, number: int) -> None:
-    """Put it into the workspace, as the same run however often it is put there: a killed monitor does it again."""
+def keep_snapshot(
+    snapshot: "Snapshot", workspace: Path, model: str, number: int, tests: Sequence[Mapping[str, Any]]
+) -> None:
+    """Put it into the workspace, as the same run however often it is put there: a killed monitor does it again.
+
+    The model's dashboard there begins with the `tests` of its first window.
+    """
     _import_evidently()
     from evidently.sdk.models import ProjectModel
     from evidently.ui.workspace import Workspace
@@ -107,7 +113,7 @@ def keep_snapshot(snapshot: "Snapshot", workspace: Path, model: str, number: int
         store.add_project(
             ProjectModel(id=project, name=model, description=f"What {model} was asked, window by window.")
         )
-        _add_panels(store, project)
+        _add_panels(store, project, {test["name"]: test["family"] for test in tests})
     store.state.write_snapshot(project, _snapshot_of(model, number), snapshot.to_snapshot_model())
 
 
@@ -235,7 +241,7 @@ def _shift(
     return figure, figure >= threshold
 
 
-def _add_panels(store: Any, project: uuid.UUID) -> None:
+def _add_panels(store: Any, project: uuid.UUID, families: Mapping[str, str]) -> None:
     from evidently.sdk.models import DashboardPanelPlot, PanelMetric
 
     def panel(title: str, subtitle: str, metric: str, **labels: str) -> DashboardPanelPlot:
@@ -249,9 +255,11 @@ def _add_panels(store: Any, project: uuid.UUID) -> None:
 
     dashboard = store.get_project(project).dashboard
     dashboard.add_panel(panel("Predictions", "in each window", "RowCount"))
-    dashboard.add_panel(panel("Embedding", "distance from the reference's middle", "ValueDrift", column=DISTANCE))
-    dashboard.add_panel(panel("Confidence", "shift", "ValueDrift", column="probability"))
-    dashboard.add_panel(panel("Answers", "shift", "ValueDrift", column="label"))
+    if DISTANCE in families:
+        dashboard.add_panel(panel("Embedding", "distance from the reference's middle", "ValueDrift", column=DISTANCE))
+    for title, about in (("Confidence", CONFIDENCE), ("Answers", ANSWERS)):
+        for name in (name for name, family in families.items() if family == about):
+            dashboard.add_panel(panel(f"{title}: {name}", "shift", "ValueDrift", column=name))
 
 
 def _without_nan(value: Any) -> Any:

@@ -206,6 +206,16 @@ def test_evidently_says_the_same_in_html_in_json_and_in_its_workspace(world, usu
     store = Workspace.create(str(world.root / ".mill" / "evidently"))
     [project] = store.list_projects()
     assert project.name == MODEL
+    panels = {
+        panel.title: [one.metric_labels.get("column") for one in panel.values]
+        for panel in project.dashboard.model().panels
+    }
+    assert panels == {
+        "Predictions": [None],
+        "Embedding": ["embedding_distance"],
+        "Confidence: probability": ["probability"],
+        "Answers: label": ["label"],
+    }
     runs = [store.get_run(project.id, run) for run in store.list_runs(project.id)]
     assert sorted(run.name for run in runs) == ["tiny window 1", "tiny window 2"]
     assert {tag for run in runs for tag in run.tags} == {"ok", "watch", world.releases["one"].version}
