@@ -20,11 +20,13 @@ from tasks.errors import LineStopped, ParamsError
 from tasks.params import Export
 from tasks.pretrained import quiet
 from tasks.problems import Problem
+from tasks.problems._decoder import KEPT, KEPT_ON
 from tasks.runtime import open_session, run
 from tasks.shards import atomic_folder, read_json, require_space, write_json
 from tasks.tokens import load_tokens
 
 if TYPE_CHECKING:
+    from onnx import GraphProto
     from transformers import PreTrainedModel
 
 _OPSET = 20
@@ -96,21 +98,28 @@ def export(
 
 
 def to_onnx(problem: Problem, model: "PreTrainedModel", rows: pl.DataFrame, pad_id: int, path: Path) -> None:
-    """Trace the model on two rows into one ONNX file whose batch and length are free."""
+    """Trace the model on two rows into one ONNX file whose batch and length are free, and the cache's places."""
     arrays = problem.traced(model, problem.batch(rows, pad_id))
-    example = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    example: dict[str, Any] = {}
+    free: dict[str, Any] = {}
+    for name, array in arrays.items():
+        tensor = torch.from_numpy(array)
+        if name.startswith(KEPT):
+            group = name.partition(".")[0]
+            example.setdefault(group, []).append(tensor)
+            free.setdefault(group, []).append(_free(0, 2))
+        else:
+            example[name], free[name] = tensor, _free(*range(min(array.ndim, 2)))
+    kept_on = [KEPT_ON + name.removeprefix(KEPT) for name in arrays if name.startswith(KEPT)]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports operators of packages that are not used here
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # the exporter calls torch's own deprecated names
         program = torch.onnx.export(
             problem.exportable(model).eval(),
             kwargs=example,
-            dynamic_shapes={
-                name: {axis: axes[axis] for axis in axes if axis < array.dim()} for name, array in example.items()
-            },
-            input_names=list(example),
-            output_names=[*problem.outputs, *problem.decoding],
+            dynamic_shapes=free,
+            input_names=list(arrays),
+            output_names=[*problem.outputs, *problem.decoding, *kept_on],
             opset_version=_OPSET,
             external_data=False,
             verbose=False,
@@ -128,15 +137,40 @@ def to_onnx(problem: Problem, model: "PreTrainedModel", rows: pl.DataFrame, pad_
     path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
+def _free(*axes: int) -> dict[int, Any]:
+    return dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
+
+
 def quantize(source: Path, target: Path) -> None:
     """Weights to int8 now, activations at run time (dynamic quantisation): a quarter of the size, no data needed."""
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    model = onnx.load(source)
+    _turn_weights(model.graph)
     # It advises a pre-processing for convolutions, which this is not about.
     logging.getLogger().addFilter(lambda record: "pre-processing" not in record.getMessage())
     quantize_dynamic(
-        source, target, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm", "Gather"]
+        model, target, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm", "Gather"]
     )
+
+
+def _turn_weights(graph: "GraphProto") -> None:
+    """Transpose now what would be transposed at each run, since only a product with a stored weight is compressed.
+
+    What writes has its embedding's weights a second time in its last layer, transposed.
+    """
+    from onnx import numpy_helper
+
+    stored = {weight.name: weight for weight in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in stored]:
+        axes = next((list(given.ints) for given in node.attribute if given.name == "perm"), None)
+        turned = numpy_helper.to_array(stored[node.input[0]]).transpose(axes)
+        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(turned), node.output[0]))
+        graph.node.remove(node)
+    read = {name for node in graph.node for name in node.input}
+    for weight in [weight for weight in graph.initializer if weight.name not in read]:
+        graph.initializer.remove(weight)
 
 
 def _torch_outputs(

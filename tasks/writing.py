@@ -3,7 +3,7 @@
 A decoder alone goes on with a prompt. One that has an encoder writes what the encoder has read, in another language.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import DataError
+from tasks.problems._decoder import KEPT, KEPT_ON
 from tasks.problems._encoder_decoder import START
 from tasks.problems._text import ends, specials
 
@@ -99,7 +100,7 @@ def write(
         return written
     draws = [np.random.default_rng((sampling.seed, row)) for row in range(len(prompts))]
     kind: type[_Translating] | type[_GoingOn] = _Translating if has_encoder(session) else _GoingOn
-    cache = kind(session, prompts, sampling.max_new_tokens)
+    cache = kind(session, prompts)
     next_B: NDArray[np.int64] | None = None
     is_open_B = np.ones(len(prompts), np.bool_)
     for step in range(sampling.max_new_tokens):
@@ -152,82 +153,85 @@ class Writer:
 
 
 def empty(session: "InferenceSession", name: str, num_rows: int, num_places: int) -> NDArray[Any]:
-    """Zeros for an input of the model: a row each, then `num_places`, then what the model says."""
+    """Zeros for an input of the model: a row each, and `num_places` where else the model leaves a size open."""
     given = next(one for one in session.get_inputs() if one.name == name)
-    return np.zeros((num_rows, num_places, *given.shape[2:]), _KINDS[given.type])
+    sizes = [size if isinstance(size, int) else num_places for size in given.shape[1:]]
+    return np.zeros((num_rows, *sizes), _KINDS[given.type])
 
 
 def has_encoder(session: "InferenceSession") -> bool:
     """Whether the model reads apart from what it writes."""
-    return any(one.name == "past_memory" for one in session.get_inputs())
+    return any(one.name == "past_memory_mask" for one in session.get_inputs())
+
+
+class _Cache:
+    """The keys and values of what was read or written, handed back to the model as they came from it."""
+
+    def __init__(self, session: "InferenceSession", num_rows: int) -> None:
+        from onnxruntime import OrtValue
+
+        self._session = session
+        self._names = [one.name for one in session.get_inputs() if one.name.startswith(KEPT)]
+        self._kept = [OrtValue.ortvalue_from_numpy(empty(session, name, num_rows, 0)) for name in self._names]
+
+    def logits(self, given: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """The logits (BV) for what comes after what is given, which is remembered from now on."""
+        from onnxruntime import OrtValue
+
+        feed = {name: OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in given.items()}
+        feed.update(zip(self._names, self._kept, strict=True))
+        wanted = ["logits", *(KEPT_ON + name.removeprefix(KEPT) for name in self._names)]
+        logits, *self._kept = self._session.run_with_ort_values(wanted, feed)
+        return np.asarray(logits.numpy())
 
 
 class _GoingOn:
-    """The keys and values of what was read, in one array that has room for all that will be."""
+    """A decoder, and which places of its cache hold something."""
 
-    def __init__(self, session: "InferenceSession", prompts: Sequence[Sequence[int]], most: int) -> None:
-        self._session = session
-        self._prompts = _side_by_side(prompts)
-        self._size = 0
-        num_rows, num_read = self._prompts[0].shape
-        self._past = empty(session, "past", num_rows, num_read + most)
-        self._mask = empty(session, "past_mask", num_rows, num_read + most)
+    def __init__(self, session: "InferenceSession", prompts: Sequence[Sequence[int]]) -> None:
+        self._ids_BT, self._mask_BT = _side_by_side(prompts)
+        self._cache = _Cache(session, len(prompts))
+        self._past_mask_BP = self._mask_BT[:, :0]
 
     def read(self, next_B: NDArray[np.int64] | None) -> NDArray[np.float32]:
         """The logits (BV) for what comes after the prompts, where nothing was written yet, or after these tokens."""
-        ids_BT, mask_BT = self._prompts
         if next_B is not None:
-            ids_BT, mask_BT = next_B[:, None], np.ones((len(next_B), 1), np.int64)
-        logits_BV, present = self._session.run(
-            ["logits", "present"],
+            self._past_mask_BP = np.concatenate([self._past_mask_BP, self._mask_BT], 1)
+            self._ids_BT, self._mask_BT = next_B[:, None], np.ones((len(next_B), 1), np.int64)
+        return self._cache.logits(
             {
-                "input_ids": ids_BT,
-                "attention_mask": mask_BT,
-                "counted": np.zeros_like(mask_BT),
-                "past": self._past[:, : self._size],
-                "past_mask": self._mask[:, : self._size],
-            },
+                "input_ids": self._ids_BT,
+                "attention_mask": self._mask_BT,
+                "counted": np.zeros_like(self._mask_BT),
+                "past_mask": self._past_mask_BP,
+            }
         )
-        after = self._size + ids_BT.shape[1]
-        self._past[:, self._size : after] = present
-        self._mask[:, self._size : after] = mask_BT
-        self._size = after
-        return np.asarray(logits_BV)
 
 
 class _Translating:
-    """The keys and values of what was written, in one array with room for all that will be, and of what was read."""
+    """An encoder, which has nothing to read after the first time, and its decoder."""
 
-    def __init__(self, session: "InferenceSession", prompts: Sequence[Sequence[int]], most: int) -> None:
-        self._session = session
-        self._ids, self._mask = _side_by_side(prompts)
-        self._size = 0
-        num_rows = len(prompts)
-        self._past = empty(session, "past", num_rows, most)
-        self._memory = empty(session, "past_memory", num_rows, 0)
-        self._memory_mask = empty(session, "past_memory_mask", num_rows, 0)
+    def __init__(self, session: "InferenceSession", prompts: Sequence[Sequence[int]]) -> None:
+        self._ids_BT, self._mask_BT = _side_by_side(prompts)
+        self._cache = _Cache(session, len(prompts))
+        self._past_mask_BP = self._mask_BT[:, :0]
 
     def read(self, next_B: NDArray[np.int64] | None) -> NDArray[np.float32]:
         """The logits (BV) for how the translations begin, where nothing was written yet, or for what comes next."""
-        written_B1 = np.full((len(self._past), 1), START) if next_B is None else next_B[:, None]
-        logits_BV, present, memory = self._session.run(
-            ["logits", "present", "present_memory"],
+        if next_B is None:
+            next_B = np.full(len(self._ids_BT), START)
+        else:
+            self._past_mask_BP = np.concatenate([self._past_mask_BP, self._mask_BT], 1)
+            self._ids_BT, self._mask_BT = self._ids_BT[:, :0], self._mask_BT[:, :0]
+        return self._cache.logits(
             {
-                "input_ids": self._ids,
-                "attention_mask": self._mask,
-                "written": written_B1,
-                "written_mask": np.ones_like(written_B1),
-                "past": self._past[:, : self._size],
-                "past_memory": self._memory,
-                "past_memory_mask": self._memory_mask,
-            },
+                "input_ids": self._ids_BT,
+                "attention_mask": self._mask_BT,
+                "written": next_B[:, None],
+                "written_mask": np.ones((len(next_B), 1), np.int64),
+                "past_memory_mask": self._past_mask_BP,
+            }
         )
-        self._past[:, self._size : self._size + 1] = present
-        self._size += 1
-        if next_B is None:  # once is enough
-            self._memory, self._memory_mask = memory, self._mask
-            self._ids = self._mask = self._ids[:, :0]
-        return np.asarray(logits_BV)
 
 
 def _side_by_side(prompts: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import polars as pl
 import pytest
 import torch
 from tokenizers import Tokenizer
 
 from tasks.errors import DataError, ParamsError
-from tasks.export import to_onnx
+from tasks.export import quantize, to_onnx
 from tasks.params import Scratch, TrainedTokenizer
 from tasks.problems import _byte_ngram
 from tasks.problems._decoder import decoder_with_cache
@@ -156,6 +157,26 @@ def test_prompts_side_by_side_write_what_each_writes_alone(exported: Any, tokeni
     together = write(session, prompts, last, Sampling(max_new_tokens=8), lambda row, token: heard.append((row, token)))
     assert together == alone
     assert [[token for row, token in heard if row == place] for place in range(len(prompts))] == alone
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_compressed_decoder_has_no_product_with_a_weight_in_full_precision(
+    tokenizer: Tokenizer, architecture: str, tmp_path: Path
+) -> None:
+    model = decoder(architecture, tokenizer.get_vocab_size())
+    to_onnx(PROBLEM, model, encoded(tokenizer, TEXTS[:2]), 0, tmp_path / "fp32.onnx")
+    quantize(tmp_path / "fp32.onnx", tmp_path / "int8.onnx")
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    made_by = {name: node for node in graph.node for name in node.output}
+    stored = {weight.name for weight in graph.initializer}
+
+    def is_weight(name: str) -> bool:
+        node = made_by.get(name)
+        return name in stored if node is None else all(is_weight(given) for given in node.input)
+
+    products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm")]
+    assert len(products) == 2 * model.config.num_hidden_layers, "those of attention alone"
+    assert not any(is_weight(given) for node in products for given in node.input)
 
 
 def test_a_window_says_the_same_of_a_text_whoever_is_beside_it(exported: Any, tokenizer: Tokenizer) -> None:

@@ -29,24 +29,27 @@ Signature = Mapping[str, Any]
 
 
 class Problem(Protocol):
-    """One kind of problem, from the columns that it needs to the figures that judge it."""
+    """One kind of problem, from the columns that it needs to the figures that judge it.
+
+    A problem's class inherits from this one: what most kinds have in common is written here, and stays unsaid there.
+    """
 
     name: str
     columns: Mapping[str, pl.DataType]
     """What a row must have besides `id`. More columns may come along: groups, times, slices."""
     texts: Sequence[str]
     """The columns that clean normalises, redacts, measures and compares. A row without one of them is no row."""
-    target_texts: Sequence[str]
+    target_texts: Sequence[str] = ()
     """Targets that are texts: normalised and redacted along with `texts`, and then realigned with them."""
     label: str | None
     """The column that validate counts quarantine by, and whose contradictions clean drops. None where there is none."""
-    separator: str | None
+    separator: str | None = None
     """What stands between the labels in that column where a row has any number of them; None where it has just one."""
     inputs: Sequence[str]
     """The columns that a request has."""
     signs: Sequence[str]
     """The columns that `signature` reads."""
-    reasons: Sequence[str]
+    reasons: Sequence[str] = ()
     """Why `realign` lets a row go: names that begin like no other reason of clean."""
     higher_is_better: Mapping[str, bool]
     """Every metric, and its direction. A metric of one label, such as `f1[positive]`, stands here as `f1`."""
@@ -57,7 +60,7 @@ class Problem(Protocol):
         """The tidied rows with targets that point into a text where it stands now, and why a row goes: null, or one of
         `reasons`. `raw` are the same rows before their texts were tidied.
         """
-        ...
+        return tidied, pl.repeat(None, len(tidied), dtype=pl.String, eager=True)
 
     def signature(self, train: pl.DataFrame) -> Signature:
         """Read off the train split what the outputs will mean. Raises DataError where nothing can be learned."""
@@ -78,11 +81,11 @@ class Problem(Protocol):
 
     def learned(self, encoded: pl.DataFrame, seed: int) -> pl.DataFrame:
         """Those of the train split's encoded rows that are worth learning from, in their order."""
-        ...
+        return encoded
 
     def packed(self, encoded: pl.DataFrame, max_tokens: int, seed: int) -> pl.DataFrame:
         """What is learned from, rearranged so that no place of a batch is padding; or as it is."""
-        ...
+        return encoded
 
     def augment(self, encoded: pl.DataFrame, specials: Sequence[int], draw: Draw) -> pl.DataFrame:
         """Some rows of `packed` as `draw` changes them, and their targets with them. `specials` stand for no text.
@@ -105,27 +108,28 @@ class Problem(Protocol):
         ...
 
     def exportable(self, model: "PreTrainedModel") -> "nn.Module":
-        """A module from the arrays of `traced` to those of `outputs` and then `decoding`, in that order."""
+        """A module from the arrays of `traced` to those of `outputs`, of `decoding` and of the cache, in that order.
+
+        Arrays whose names have a point in them are of the cache and come as one list, named by what stands before it.
+        """
         ...
 
     outputs: Sequence[str]
     """What the exported model gives for a batch, `pooled_embedding` (BD) among it."""
-    decoding: Sequence[str]
-    """What it gives besides to those that write text token by token: `logits` and `present`, and `present_memory` where
-    an encoder reads what a decoder translates; see `tasks.writing`.
-    """
-    writes: str | None
+    decoding: Sequence[str] = ()
+    """What it gives besides to those that write text token by token: `logits`, and the cache; see `tasks.writing`."""
+    writes: str | None = None
     """The column of the answer that is written token by token. None where nothing is."""
-    reads_whole: bool
+    reads_whole: bool = False
     """Whether the answer to a part of a text is none: what is longer than the model then gets a reason instead."""
 
     def traced(self, model: "PreTrainedModel", batch: Arrays) -> Arrays:
         """The arrays with which the exported module is traced: a batch, and where it writes an empty cache."""
-        ...
+        return batch
 
     def gather(self, outputs: Arrays, encoded: pl.DataFrame) -> Arrays:
         """From the outputs for encoded rows those for the rows themselves, N of them, in their order."""
-        ...
+        return outputs
 
     def compare(self, reference: Arrays, outputs: Arrays) -> tuple[float, float]:
         """How far an exported model stands from its checkpoint on the same encoded rows.
@@ -136,11 +140,11 @@ class Problem(Protocol):
 
     def perplexity(self, outputs: Arrays, encoded: pl.DataFrame) -> float | None:
         """How many tokens the model wavers between at each of the encoded rows; None where it predicts no tokens."""
-        ...
+        return None
 
     def calibrate(self, outputs: Arrays, encoded: pl.DataFrame, signature: Signature) -> dict[str, float]:
         """Fit on the encoded validation split what makes the probabilities honest: a temperature."""
-        ...
+        return {}
 
     def answer(
         self, rows: pl.DataFrame, outputs: Arrays, signature: Signature, calibration: Mapping[str, float]
@@ -157,11 +161,11 @@ class Problem(Protocol):
 
         Of answers that were not held against it, `score` and `measure` leave out what asks for it.
         """
-        ...
+        return answers
 
     def watched(self, answers: pl.DataFrame) -> pl.DataFrame:
         """What of each answer the monitor compares: numbers and kinds, but no text."""
-        ...
+        return answers
 
     def agree(self, answers: pl.DataFrame, others: pl.DataFrame) -> pl.Series:
         """Per row, whether both answer the same; where `others` are rows with their targets, whether that is right.
@@ -199,7 +203,7 @@ class Problem(Protocol):
         self, rows: pl.DataFrame, answers: pl.DataFrame, signature: Signature, bins: int
     ) -> dict[str, list[dict[str, Any]]]:
         """Points to plot, by the plot's name: a list of records each, as DVC plots read them."""
-        ...
+        return {}
 
     def descriptors(self, rows: pl.DataFrame) -> pl.DataFrame:
         """Numbers that describe the inputs, for the monitor: one row each, `id` first."""

@@ -1,5 +1,6 @@
 """A decoder as one graph: it reads a text at once, and writes token by token with what it remembers of those before."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,14 +16,20 @@ if TYPE_CHECKING:
 # the cache begins with none.
 EMPTY_PLACES = 2
 
+# How the names of a graph's inputs begin that are a layer's keys or values, and of the outputs that they come back as.
+# A step reads and writes each of them once; as one array with an axis for the layers it would be copied three times.
+KEPT, KEPT_ON = "past_key_values.", "present."
 
-def empty_cache(model: "PreTrainedModel", num_rows: int) -> dict[str, NDArray[Any]]:
-    """What the graph is traced with: `past` (B, P, L, 2, H, D) and `past_mask` (B, P), all zeros."""
+
+def empty_cache(model: "PreTrainedModel", num_rows: int, num_places: int = EMPTY_PLACES) -> dict[str, NDArray[Any]]:
+    """What the graph remembers at the beginning of a text, with so many places that hold nothing, all zeros.
+
+    The keys and values of each layer (B, H, P, D), and `past_mask` (B, P), which says which places hold something.
+    """
     layers, heads, width = _shape(model)
-    return {
-        "past": np.zeros((num_rows, EMPTY_PLACES, layers, 2, heads, width), np.float32),
-        "past_mask": np.zeros((num_rows, EMPTY_PLACES), np.int64),
-    }
+    nothing = np.zeros((num_rows, heads, num_places, width), np.float32)
+    names = [f"{KEPT}{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+    return {**dict.fromkeys(names, nothing), "past_mask": np.zeros((num_rows, num_places), np.int64)}
 
 
 def _shape(model: "PreTrainedModel") -> tuple[int, int, int]:
@@ -32,34 +39,24 @@ def _shape(model: "PreTrainedModel") -> tuple[int, int, int]:
     return config.num_hidden_layers, heads, width
 
 
-def cache_of(places: "Tensor") -> Any:
-    """transformers' cache of what stands in these places, (B, P, L, 2, H, D)."""
+def cache_of(kept: Sequence["Tensor"]) -> Any:
+    """transformers' cache of the keys and values of each layer, one after the other."""
     from transformers.cache_utils import DynamicCache
 
-    return DynamicCache(
-        [
-            (places[:, :, layer, 0].transpose(1, 2), places[:, :, layer, 1].transpose(1, 2))
-            for layer in range(places.shape[2])
-        ]
-    )
+    return DynamicCache(list(zip(kept[::2], kept[1::2], strict=True)))
 
 
-def places_of(cache: Any, num_known: int) -> "Tensor":
-    """What transformers' cache has learned behind the places that were known: (B, T, L, 2, H, D)."""
-    import torch
-
-    layers = [
-        torch.stack([kept[:, :, num_known:].transpose(1, 2) for kept in (layer.keys, layer.values)], 2)
-        for layer in cache.layers
-    ]
-    return torch.stack(layers, 2)
+def kept_in(cache: Any) -> list["Tensor"]:
+    """The keys and values of each layer, one after the other: what was known and what is new."""
+    return [kept for layer in cache.layers for kept in (layer.keys, layer.values)]
 
 
 def decoder_with_cache(model: "PreTrainedModel") -> "nn.Module":
     """A module from tokens and a cache to how likely they are, what may come next, and their part of the cache.
 
     `nll` (B) sums -log p over the tokens that are counted, of which there are `num_tokens` (B); `next_token` (B) is the
-    likeliest after the last one, out of `logits` (BV); `present` (B, T, L, 2, H, D) are the places of the new tokens.
+    likeliest after the last one, out of `logits` (BV). Then come the keys and values as they are now, those of the new
+    tokens behind those that were given.
     """
     import torch
 
@@ -73,25 +70,24 @@ def decoder_with_cache(model: "PreTrainedModel") -> "nn.Module":
             input_ids: "Tensor",
             attention_mask: "Tensor",
             counted: "Tensor",
-            past: "Tensor | None" = None,
+            past_key_values: "Sequence[Tensor] | None" = None,
             past_mask: "Tensor | None" = None,
         ) -> tuple["Tensor", ...]:
-            if past is None or past_mask is None:
-                empty = empty_cache(model, input_ids.shape[0])
-                past, past_mask = torch.from_numpy(empty["past"]), torch.from_numpy(empty["past_mask"])
-            num_new, num_past = input_ids.shape[1], past.shape[1]
+            if past_key_values is None or past_mask is None:
+                *past_key_values, past_mask = map(torch.from_numpy, empty_cache(model, len(input_ids), 0).values())
+            num_new, num_past = input_ids.shape[1], past_mask.shape[1]
             mask_BK = torch.cat([past_mask, attention_mask], 1)
             position_BK = (mask_BK.cumsum(1) - 1).clamp(min=0)
             query_T, key_K = torch.arange(num_new) + num_past, torch.arange(num_past + num_new)
             is_before_TK = key_K[None, :] <= query_T[:, None]
             is_itself_TK = key_K[None, :] == query_T[:, None]  # padding sees itself, or a row of nothing would be NaN
             allowed_BTK = (is_before_TK[None] & (mask_BK[:, None, :] > 0)) | is_itself_TK[None]
-            bias_BTK = torch.where(allowed_BTK, 0.0, torch.finfo(past.dtype).min)
+            bias_BTK = torch.where(allowed_BTK, 0.0, torch.finfo(torch.float32).min)
             out = self.model(
                 input_ids=input_ids,
                 attention_mask=bias_BTK[:, None],
                 position_ids=position_BK[:, num_past:],
-                past_key_values=cache_of(past),
+                past_key_values=cache_of(past_key_values),
                 use_cache=True,
                 output_hidden_states=True,
             )
@@ -105,7 +101,7 @@ def decoder_with_cache(model: "PreTrainedModel") -> "nn.Module":
                 logits_BV.argmax(1),
                 _text.pooled(out.hidden_states[-1], attention_mask),
                 logits_BV,
-                places_of(out.past_key_values, num_past),
+                *kept_in(out.past_key_values),
             )
 
     return DecoderWithCache()

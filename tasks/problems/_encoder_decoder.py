@@ -1,5 +1,6 @@
 """An encoder and a decoder as one graph: it reads a text once, and writes another with what it remembers of both."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import ParamsError, did_you_mean
 from tasks.problems import _text
-from tasks.problems._decoder import EMPTY_PLACES, cache_of, places_of
+from tasks.problems._decoder import EMPTY_PLACES, KEPT, cache_of, kept_in
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,19 +49,21 @@ def sizes(base: "Scratch") -> dict[str, Any]:
 def nothing_read(model: "PreTrainedModel", num_rows: int, num_places: int = EMPTY_PLACES) -> dict[str, NDArray[Any]]:
     """What the graph remembers at the beginning of a text, with so many places that hold nothing, all zeros.
 
-    `past` (B, P, L, 2, H, D) is of what was written, `past_memory` (B, M, L, 2, H, D) of what was read, and
-    `past_memory_mask` (B, M) says which of its places hold something.
+    The keys and values of each layer (B, H, P, D) are of what was written, then of what was read, and
+    `past_memory_mask` (B, P) says which of the places of what was read hold something.
     """
     config = model.config
     layers = getattr(config, "decoder_layers", None) or config.num_decoder_layers
     heads = getattr(config, "decoder_attention_heads", None) or config.num_heads
     width = getattr(config, "d_kv", None) or config.d_model // heads
-    keys_and_values = np.zeros((num_rows, num_places, layers, 2, heads, width), np.float32)
-    return {
-        "past": keys_and_values,
-        "past_memory": keys_and_values.copy(),
-        "past_memory_mask": np.zeros((num_rows, num_places), np.int64),
-    }
+    nothing = np.zeros((num_rows, heads, num_places, width), np.float32)
+    names = [
+        f"{KEPT}{layer}.{half}.{part}"
+        for half in ("decoder", "encoder")
+        for layer in range(layers)
+        for part in ("key", "value")
+    ]
+    return {**dict.fromkeys(names, nothing), "past_memory_mask": np.zeros((num_rows, num_places), np.int64)}
 
 
 def encoder_decoder_with_cache(model: "PreTrainedModel") -> "nn.Module":
@@ -68,9 +71,9 @@ def encoder_decoder_with_cache(model: "PreTrainedModel") -> "nn.Module":
 
     `nll` (B) sums -log p over the `num_tokens` (B) written tokens behind the first. `choices` (B) is a number that two
     models have in common where each would choose the same token as the other at each of these places.
-    `pooled_embedding` (BD) is of what was read. `logits` (BV) are for what follows on the last token; `present` and
-    `present_memory` are the new places of the cache. Whoever goes on writing gives no tokens to read, and the encoder
-    has nothing to do.
+    `pooled_embedding` (BD) is of what was read. `logits` (BV) are for what follows on the last token. Then come the
+    keys and values as they are now, new ones behind those that were given. Whoever goes on writing gives no tokens to
+    read, and the encoder has nothing to do.
     """
     import torch
     from transformers.cache_utils import EncoderDecoderCache
@@ -89,21 +92,22 @@ def encoder_decoder_with_cache(model: "PreTrainedModel") -> "nn.Module":
             attention_mask: "Tensor",
             written: "Tensor",
             written_mask: "Tensor",
-            past: "Tensor | None" = None,
-            past_memory: "Tensor | None" = None,
+            past_key_values: "Sequence[Tensor] | None" = None,
             past_memory_mask: "Tensor | None" = None,
         ) -> tuple["Tensor", ...]:
-            if past is None or past_memory is None or past_memory_mask is None:
-                nothing = nothing_read(model, input_ids.shape[0], 0)
-                past, past_memory, past_memory_mask = (torch.from_numpy(array) for array in nothing.values())
-            lowest = torch.finfo(past.dtype).min
-            num_past, num_new = past.shape[1], written.shape[1]
+            if past_key_values is None or past_memory_mask is None:
+                nothing = nothing_read(model, len(input_ids), 0)
+                *past_key_values, past_memory_mask = map(torch.from_numpy, nothing.values())
+            lowest = torch.finfo(torch.float32).min
+            half = len(past_key_values) // 2
+            of_written, of_read = past_key_values[:half], past_key_values[half:]
+            num_past, num_new = of_written[0].shape[2], written.shape[1]
             hidden_BSD = self.model.get_encoder()(
                 input_ids=input_ids, attention_mask=torch.where(attention_mask[:, None, None] > 0, 0.0, lowest)
             ).last_hidden_state
             memory_mask_BM = torch.cat([past_memory_mask, attention_mask], 1)
             is_before_TK = torch.arange(num_past + num_new)[None] <= torch.arange(num_new)[:, None] + num_past
-            cache = EncoderDecoderCache(cache_of(past), cache_of(past_memory))
+            cache = EncoderDecoderCache(cache_of(of_written), cache_of(of_read))
             # What has just been read comes behind what was, rather than being thought to be in the cache already.
             cache.is_updated = dict.fromkeys(cache.is_updated, False)
             logits_BTV = self.model(
@@ -124,8 +128,8 @@ def encoder_decoder_with_cache(model: "PreTrainedModel") -> "nn.Module":
                 (log_p_BTV.argmax(-1) * place_T[None] * counted_BT).sum(1),
                 _text.pooled(hidden_BSD, attention_mask),
                 logits_BTV[:, -1],
-                places_of(cache.self_attention_cache, num_past),
-                places_of(cache.cross_attention_cache, past_memory.shape[1]),
+                *kept_in(cache.self_attention_cache),
+                *kept_in(cache.cross_attention_cache),
             )
 
     return EncoderDecoderWithCache()

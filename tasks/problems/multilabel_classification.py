@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import DataError
 from tasks.params import Scratch
-from tasks.problems import Arrays, Draw, Signature, _classification, _encoder, _multilabel, _text
+from tasks.problems import Arrays, Draw, Problem, Signature, _classification, _encoder, _multilabel, _text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -17,13 +17,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class MultilabelClassification:
+class MultilabelClassification(Problem):
     """Labels that do not exclude each other: a set a row, as `_multilabel` writes it."""
 
     name = "multilabel_classification"
     columns: Mapping[str, pl.DataType] = {"text": pl.String(), "labels": pl.String()}
     texts = ("text",)
-    target_texts = ()
     label = "labels"
     separator = _multilabel.SEPARATOR
     inputs = ("text",)
@@ -31,9 +30,6 @@ class MultilabelClassification:
     targets = ("labels",)
     reasons = ("malformed_labels",)
     outputs = ("logits", "pooled_embedding")
-    decoding = ()
-    writes: str | None = None
-    reads_whole = False
     higher_is_better = _multilabel.HIGHER_IS_BETTER
     headline = "f1_micro"
 
@@ -57,12 +53,6 @@ class MultilabelClassification:
         kind = pl.Array(pl.UInt8, len(signature["labels"]))
         return encoded.with_columns(pl.Series("labels", has_NK.astype(np.uint8), dtype=kind))
 
-    def learned(self, encoded: pl.DataFrame, seed: int) -> pl.DataFrame:
-        return encoded
-
-    def packed(self, encoded: pl.DataFrame, max_tokens: int, seed: int) -> pl.DataFrame:
-        return encoded
-
     def augment(self, encoded: pl.DataFrame, specials: Sequence[int], draw: Draw) -> pl.DataFrame:
         return _encoder.augment(encoded, specials, draw)
 
@@ -82,19 +72,10 @@ class MultilabelClassification:
     def exportable(self, model: "PreTrainedModel") -> "nn.Module":
         return _encoder.exportable(model)
 
-    def traced(self, model: "PreTrainedModel", batch: Arrays) -> Arrays:
-        return batch
-
-    def gather(self, outputs: Arrays, encoded: pl.DataFrame) -> Arrays:
-        return outputs
-
     def compare(self, reference: Arrays, outputs: Arrays) -> tuple[float, float]:
         expected_NK, found_NK = (_classification.sigmoid(one["logits"]) for one in (reference, outputs))
         changed_N = ((expected_NK >= _multilabel.EVEN) != (found_NK >= _multilabel.EVEN)).any(axis=1)
         return float(np.abs(expected_NK - found_NK).max()), float(changed_N.mean())
-
-    def perplexity(self, outputs: Arrays, encoded: pl.DataFrame) -> float | None:
-        return None
 
     def calibrate(self, outputs: Arrays, encoded: pl.DataFrame, signature: Signature) -> dict[str, float]:
         """A temperature for all labels, and with it the threshold of each, for its F1."""
@@ -117,9 +98,6 @@ class MultilabelClassification:
 
     def answer_schema(self, signature: Signature) -> pl.Schema:
         return _multilabel.answer_schema(signature["labels"])
-
-    def against_train(self, answers: pl.DataFrame, train: pl.DataFrame) -> pl.DataFrame:
-        return answers
 
     def watched(self, answers: pl.DataFrame) -> pl.DataFrame:
         labels = pl.col("labels")

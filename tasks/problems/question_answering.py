@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import DataError, ParamsError
 from tasks.params import Scratch
-from tasks.problems import Arrays, Draw, Signature, _classification, _spans, _squad, _text
+from tasks.problems import Arrays, Draw, Problem, Signature, _classification, _spans, _squad, _text
 from tasks.problems._squad import NO_ANSWER, exact_match
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _KINDS = ("answer", "no answer")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
-class QuestionAnswering:
+class QuestionAnswering(Problem):
     """One span or none, learned and judged as SQuAD 2 has it (Rajpurkar, Jia and Liang 2018)."""
 
     name = "question_answering"
@@ -54,15 +54,11 @@ class QuestionAnswering:
     texts = ("context", "question")
     target_texts = ("answer",)
     label = None
-    separator = None
     inputs = ("context", "question")
     signs = ("answer_start",)
     targets = ("start", "end")
     reasons = ("answer_not_in_context",)
     outputs = ("start", "end", "score", "null_score", "pooled_embedding")
-    decoding = ()
-    writes: str | None = None
-    reads_whole = False
     higher_is_better = _squad.HIGHER_IS_BETTER
     headline = "f1"
 
@@ -126,9 +122,6 @@ class QuestionAnswering:
             encoded.with_columns(drawn).filter(holds_it | is_first | (pl.col("drawn") < _SHARE_OF_OTHERS)).drop("drawn")
         )
 
-    def packed(self, encoded: pl.DataFrame, max_tokens: int, seed: int) -> pl.DataFrame:
-        return encoded
-
     def augment(self, encoded: pl.DataFrame, specials: Sequence[int], draw: Draw) -> pl.DataFrame:
         """The question alone: an answer is a span of the passage, which has to be there whole and in order."""
         tokens = encoded.select("input_ids", "context_mask").iter_rows()
@@ -162,9 +155,6 @@ class QuestionAnswering:
     def exportable(self, model: "PreTrainedModel") -> "nn.Module":
         return _spans.expected_overlap(model)
 
-    def traced(self, model: "PreTrainedModel", batch: Arrays) -> Arrays:
-        return batch
-
     def gather(self, outputs: Arrays, encoded: pl.DataFrame) -> Arrays:
         """The best span of each window side by side (`start` and `end` in characters of the context, `score` over
         having no answer), and the mean embedding, by row.
@@ -183,9 +173,6 @@ class QuestionAnswering:
         return float(np.abs(_classification.sigmoid(expected_W) - _classification.sigmoid(found_W)).max()), float(
             changed_W.mean()
         )
-
-    def perplexity(self, outputs: Arrays, encoded: pl.DataFrame) -> float | None:
-        return None
 
     def calibrate(self, outputs: Arrays, encoded: pl.DataFrame, signature: Signature) -> dict[str, float]:
         """What decides between windows and from which margin answering gains more F1 than it loses."""
@@ -206,9 +193,6 @@ class QuestionAnswering:
 
     def answer_schema(self, signature: Signature) -> pl.Schema:
         return _ANSWER
-
-    def against_train(self, answers: pl.DataFrame, train: pl.DataFrame) -> pl.DataFrame:
-        return answers
 
     def watched(self, answers: pl.DataFrame) -> pl.DataFrame:
         answer = pl.col("answer")

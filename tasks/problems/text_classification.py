@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import DataError
 from tasks.params import Scratch
-from tasks.problems import Arrays, Draw, Signature, _classification, _encoder, _text
+from tasks.problems import Arrays, Draw, Problem, Signature, _classification, _encoder, _text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -17,28 +17,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class TextClassification:
+class TextClassification(Problem):
     """Binary and multi-class: exactly one label a row."""
 
     name = "text_classification"
     columns: Mapping[str, pl.DataType] = {"text": pl.String(), "label": pl.String()}
     texts = ("text",)
-    target_texts = ()
     label = "label"
-    separator = None
     inputs = ("text",)
     signs = ("label",)
     targets = ("label",)
-    reasons = ()
     outputs = ("logits", "pooled_embedding")
-    decoding = ()
-    writes: str | None = None
-    reads_whole = False
     higher_is_better = _classification.HIGHER_IS_BETTER
     headline = "accuracy"
-
-    def realign(self, raw: pl.DataFrame, tidied: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
-        return tidied, pl.repeat(None, len(tidied), dtype=pl.String, eager=True)
 
     def signature(self, train: pl.DataFrame) -> Signature:
         labels = sorted(train["label"].unique().to_list())
@@ -55,12 +46,6 @@ class TextClassification:
         if signature is None:
             return encoded
         return encoded.with_columns(label=_classification.label_numbers(rows["label"], signature["labels"]))
-
-    def learned(self, encoded: pl.DataFrame, seed: int) -> pl.DataFrame:
-        return encoded
-
-    def packed(self, encoded: pl.DataFrame, max_tokens: int, seed: int) -> pl.DataFrame:
-        return encoded
 
     def augment(self, encoded: pl.DataFrame, specials: Sequence[int], draw: Draw) -> pl.DataFrame:
         return _encoder.augment(encoded, specials, draw)
@@ -79,12 +64,6 @@ class TextClassification:
     def exportable(self, model: "PreTrainedModel") -> "nn.Module":
         return _encoder.exportable(model)
 
-    def traced(self, model: "PreTrainedModel", batch: Arrays) -> Arrays:
-        return batch
-
-    def gather(self, outputs: Arrays, encoded: pl.DataFrame) -> Arrays:
-        return outputs
-
     def compare(self, reference: Arrays, outputs: Arrays) -> tuple[float, float]:
         expected_NK, found_NK = _classification.softmax(reference["logits"]), _classification.softmax(outputs["logits"])
         changed_N = expected_NK.argmax(axis=1) != found_NK.argmax(axis=1)
@@ -99,17 +78,8 @@ class TextClassification:
     def answer_schema(self, signature: Signature) -> pl.Schema:
         return _classification.answer_schema(signature["labels"])
 
-    def against_train(self, answers: pl.DataFrame, train: pl.DataFrame) -> pl.DataFrame:
-        return answers
-
-    def watched(self, answers: pl.DataFrame) -> pl.DataFrame:
-        return answers
-
     def agree(self, answers: pl.DataFrame, others: pl.DataFrame) -> pl.Series:
         return (answers["label"] == others["label"]).fill_null(value=False)
-
-    def perplexity(self, outputs: Arrays, encoded: pl.DataFrame) -> float | None:
-        return None
 
     def calibrate(self, outputs: Arrays, encoded: pl.DataFrame, signature: Signature) -> dict[str, float]:
         return {"temperature": _classification.fit_temperature(outputs["logits"], encoded["label"].to_numpy())}

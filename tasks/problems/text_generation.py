@@ -5,7 +5,7 @@ by shape: W windows, N rows, T tokens, P tokens of the cache, L layers, H heads,
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import DataError, ParamsError
 from tasks.params import Scratch
-from tasks.problems import Arrays, Draw, Signature, _byte_ngram, _copied, _text
+from tasks.problems import Arrays, Draw, Problem, Signature, _byte_ngram, _copied, _text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,23 +35,19 @@ _REPEATED_WORDS = 4
 _ANSWER = pl.Schema({"continuation": pl.String(), "bits_per_byte": pl.Float64()})
 
 
-class TextGeneration:
+class TextGeneration(Problem):
     """Decoders of any architecture that transformers has as a causal language model."""
 
     name = "text_generation"
     columns: Mapping[str, pl.DataType] = {"text": pl.String()}
     texts = ("text",)
-    target_texts = ()
     label = None
-    separator = None
     inputs = ("text",)
     signs = ()
     targets = ("labels",)
-    reasons = ()
     outputs = ("nll", "num_tokens", "next_token", "pooled_embedding")
-    decoding = ("logits", "present")
+    decoding = ("logits",)
     writes = "continuation"
-    reads_whole = False
     higher_is_better: Mapping[str, bool] = {
         "bits_per_byte": False,
         "word_perplexity": False,
@@ -59,9 +55,6 @@ class TextGeneration:
         "copied_words": False,
     }
     headline = "bits_per_byte"
-
-    def realign(self, raw: pl.DataFrame, tidied: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
-        return tidied, pl.repeat(None, len(tidied), dtype=pl.String, eager=True)
 
     def signature(self, train: pl.DataFrame) -> Signature:
         if train.is_empty():
@@ -102,9 +95,6 @@ class TextGeneration:
             for ids, mask in zip(pieces, counted, strict=True)
         ]
         return encoded.with_columns(labels=_text.lists(labels))
-
-    def learned(self, encoded: pl.DataFrame, seed: int) -> pl.DataFrame:
-        return encoded
 
     def packed(self, encoded: pl.DataFrame, max_tokens: int, seed: int) -> pl.DataFrame:
         """Texts one after the other in rows of exactly `max_tokens`, so that nothing is padding.
@@ -197,9 +187,6 @@ class TextGeneration:
     def perplexity(self, outputs: Arrays, encoded: pl.DataFrame) -> float | None:
         return _text.perplexity(outputs)
 
-    def calibrate(self, outputs: Arrays, encoded: pl.DataFrame, signature: Signature) -> dict[str, float]:
-        return {}
-
     def answer(
         self, rows: pl.DataFrame, outputs: Arrays, signature: Signature, calibration: Mapping[str, float]
     ) -> pl.DataFrame:
@@ -266,11 +253,6 @@ class TextGeneration:
             {"continuation": [""] * len(test), "bits_per_byte": bits_N / _num_bytes(test)}, schema=_ANSWER
         )
         return {"byte_5gram": answers}
-
-    def curves(
-        self, rows: pl.DataFrame, answers: pl.DataFrame, signature: Signature, bins: int
-    ) -> dict[str, list[dict[str, Any]]]:
-        return {}
 
     def descriptors(self, rows: pl.DataFrame) -> pl.DataFrame:
         return rows.select("id", *_text.descriptors("text"))

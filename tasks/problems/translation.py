@@ -5,7 +5,7 @@ half of one would look like a whole one. Arrays are named by shape: N rows, T to
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import DataError, ParamsError
 from tasks.params import Scratch
-from tasks.problems import Arrays, Draw, Signature, _encoder, _text, _translations
+from tasks.problems import Arrays, Draw, Problem, Signature, _encoder, _text, _translations
 from tasks.problems._encoder_decoder import START
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _ROWS_AT_ONCE = 256
 _ANSWER = pl.Schema({"translation": pl.String(), "token_probability": pl.Float64(), "length_ratio": pl.Float64()})
 
 
-class Translation:
+class Translation(Problem):
     """Encoder-decoders of any architecture that transformers has as a sequence-to-sequence language model."""
 
     name = "translation"
@@ -38,13 +38,12 @@ class Translation:
     texts = ("text",)
     target_texts = ("translation",)
     label = None
-    separator = None
     inputs = ("text",)
     signs = ("translation",)
     targets = ("labels",)
     reasons = ("no_translation",)
     outputs = ("nll", "num_tokens", "choices", "pooled_embedding")
-    decoding = ("logits", "present", "present_memory")
+    decoding = ("logits",)
     writes = "translation"
     reads_whole = True
     higher_is_better: Mapping[str, bool] = {"chrf": True, "bleu": True, "repetition": False}
@@ -100,9 +99,6 @@ class Translation:
             )
         return whole
 
-    def packed(self, encoded: pl.DataFrame, max_tokens: int, seed: int) -> pl.DataFrame:
-        return encoded
-
     def augment(self, encoded: pl.DataFrame, specials: Sequence[int], draw: Draw) -> pl.DataFrame:
         """The text that is read alone: of the translation every token is what the ones before it should lead to."""
         return _encoder.augment(encoded, specials, draw)
@@ -153,9 +149,6 @@ class Translation:
     def perplexity(self, outputs: Arrays, encoded: pl.DataFrame) -> float | None:
         return _text.perplexity(outputs)
 
-    def calibrate(self, outputs: Arrays, encoded: pl.DataFrame, signature: Signature) -> dict[str, float]:
-        return {}
-
     def answer(
         self, rows: pl.DataFrame, outputs: Arrays, signature: Signature, calibration: Mapping[str, float]
     ) -> pl.DataFrame:
@@ -166,9 +159,6 @@ class Translation:
 
     def answer_schema(self, signature: Signature) -> pl.Schema:
         return _ANSWER
-
-    def against_train(self, answers: pl.DataFrame, train: pl.DataFrame) -> pl.DataFrame:
-        return answers
 
     def watched(self, answers: pl.DataFrame) -> pl.DataFrame:
         translation = answers["translation"].fill_null("")
@@ -221,11 +211,6 @@ class Translation:
             "nearest_text": _answers(test, train["translation"].gather(nearest).to_list(), unsure),
             "untranslated": _answers(test, test["text"].to_list(), unsure),
         }
-
-    def curves(
-        self, rows: pl.DataFrame, answers: pl.DataFrame, signature: Signature, bins: int
-    ) -> dict[str, list[dict[str, Any]]]:
-        return {}
 
     def descriptors(self, rows: pl.DataFrame) -> pl.DataFrame:
         return rows.select("id", *_text.descriptors("text"))
