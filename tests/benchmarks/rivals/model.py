@@ -17,7 +17,10 @@ class Model:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         self._session = onnxruntime.InferenceSession(
-            str(release / "model.onnx"), options, providers=["CPUExecutionProvider"]
+            str(release / "model.onnx"),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["SkipLayerNormFusion"],  # as tasks.runtime has it
         )
         self._tokenizer = Tokenizer.from_file(str(release / "tokenizer.json"))
         self._tokenizer.enable_truncation(facts["max_tokens"])
