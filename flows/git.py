@@ -72,6 +72,14 @@ def holds(root: Path, commit: str, earlier: str) -> bool:
     return attempt(root, "merge-base", "--is-ancestor", earlier, commit).returncode == 0
 
 
+def live_of(root: Path) -> str | None:
+    """What there is of `live`: the branch here, or origin's where that has gone on from it or there is none here."""
+    here, there = tip(root, f"refs/heads/{LIVE}"), tip(root, f"refs/remotes/origin/{LIVE}")
+    if there and (here is None or holds(root, there, here)):
+        return f"origin/{LIVE}"
+    return LIVE if here else None
+
+
 def main_branch(root: Path) -> str:
     """The branch on which people work: `main`, else `master`, else what the remote calls its own."""
     named = attempt(root, "symbolic-ref", "--quiet", "--short", "refs/remotes/origin/HEAD").stdout.strip()
@@ -80,7 +88,11 @@ def main_branch(root: Path) -> str:
             return name
     raise GitError(
         f"{root.resolve()} has no branch `main` (nor `master`) with a commit, so there is nothing to work from. "
-        "Commit what there is, and name the branch: git branch -m main"
+        + (
+            "The remote has one: git branch main origin/main"
+            if tip(root, "refs/remotes/origin/main")
+            else "Commit what there is, and name the branch: git branch -m main"
+        )
     )
 
 
@@ -99,11 +111,7 @@ def check_repository(root: Path) -> None:
     """Raise GitError, with what to do, where this is no repository in which a flow can commit."""
     if attempt(root, "rev-parse", "--git-dir").returncode:
         raise GitError(f"{root.resolve()} is no Git repository. `git init`, and commit what there is.")
-    if git(root, "rev-parse", "--is-shallow-repository") == "true":
-        raise GitError(
-            "This clone is shallow, so Git cannot tell what was merged and which versions there are. "
-            "Fetch the rest: git fetch --unshallow --tags"
-        )
+    check_history(root)
     main_branch(root)
     for who in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
         if attempt(root, "var", who).returncode:
@@ -113,11 +121,20 @@ def check_repository(root: Path) -> None:
             )
 
 
+def check_history(root: Path) -> None:
+    """Raise GitError, with what to do, where this clone has the last commits alone, and few of the tags."""
+    if git(root, "rev-parse", "--is-shallow-repository") == "true":
+        raise GitError(
+            "This clone is shallow, so Git cannot tell what was merged and which versions there are. "
+            "Fetch the rest: git fetch --unshallow --tags"
+        )
+
+
 def check_live_is_free(root: Path) -> None:
     """Raise GitError where somebody has `live` checked out: their files would no longer be their branch's."""
     tree = checked_out(root, LIVE)
     if tree is not None:
         raise GitError(
             f"The branch `{LIVE}` is checked out in {tree}. Retraining moves it, so nobody works on it: "
-            f"git -C {tree} switch {main_branch(root)}"
+            f"git -C {tree} switch --detach"
         )

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.git import LIVE, attempt, check_live_is_free, git, holds, tip
+from flows.git import LIVE, GitError, attempt, check_live_is_free, git, holds, live_of, tip
 from flows.merge import MergeConflict, merge_by_model
 from flows.publish import owe
 from flows.registry import Version, champion, decisions, promote, register, release_at
+from flows.tags import promotions
 
 if TYPE_CHECKING:
     from tasks.release import Release
@@ -29,19 +30,23 @@ def put_on_live(root: Path, model: str, commit: str) -> None:
         before = tip(root, f"refs/heads/{LIVE}")
         if before is not None and holds(root, before, commit):
             return
-        after = _with_live(root, model, commit) if before else commit
+        live = live_of(root)
+        after = _with_live(root, model, commit, live) if live else commit
         command = ("update-ref", "-m", f"retrain {model}", f"refs/heads/{LIVE}", after, before or "0" * 40)
-        if not attempt(root, *command).returncode:
+        done = attempt(root, *command)
+        if not done.returncode:
             return
+        if tip(root, f"refs/heads/{LIVE}") == before:
+            raise GitError(f"Git does not move the branch `{LIVE}`: {done.stderr.strip().removeprefix('fatal: ')}")
 
 
-def _with_live(root: Path, model: str, commit: str) -> str:
+def _with_live(root: Path, model: str, commit: str, live: str) -> str:
     try:
-        return merge_by_model(root, LIVE, commit, f"Merge the retraining of {model}")
+        return merge_by_model(root, live, commit, f"Merge the retraining of {model}")
     except MergeConflict as error:
         found = git(root, "for-each-ref", "--points-at", commit, "--format=%(refname:short)", "refs/heads/retrain/")
         branch = found or commit
-        raise MergeConflict(error.files, LIVE, branch, f" && git branch -f {LIVE} {branch}") from None
+        raise MergeConflict(error.files, live, branch, f" && git branch -f {LIVE} {branch}") from None
 
 
 def land(root: Path, decision: Mapping[str, Any], commit: str, release: "Release", why: str) -> Version:
@@ -50,7 +55,7 @@ def land(root: Path, decision: Mapping[str, Any], commit: str, release: "Release
     owe(root, commit)
     put_on_live(root, model, commit)
     version = register(root, model, commit, release=release, why=why)
-    promote(root, version, why=why)
+    promote(root, version, why=why, beside=(decision["champion"],))
     return version
 
 
@@ -72,4 +77,4 @@ def finish(root: Path, model: str) -> Version | None:
 
 
 def _was_promoted(root: Path, model: str, commit: str) -> bool:
-    return bool(git(root, "tag", "--points-at", commit, "--list", f"{model}#*"))
+    return any(tag.commit == commit for tag in promotions(root, model))

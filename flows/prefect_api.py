@@ -24,16 +24,19 @@ class ServerError(MillError):
 def find_server(root: Path) -> str | None:
     """The URL of the Prefect API to run flows on; None where Prefect has to start a temporary server.
 
-    It is the one that PREFECT_API_URL or Prefect's profile names, else the one of this repository's `mill up`. Raises
-    ServerError where one is named and does not answer.
+    It is the one that PREFECT_API_URL names, else the one of this repository's `mill up`, else the one of Prefect's
+    profile. Raises ServerError where one is named and does not answer.
     """
     named = os.environ.get("PREFECT_API_URL")
-    if not named and _may_be_in_settings():
-        named = _in_settings()
     if not named:
         from flows.up import running_api
 
-        return running_api(root)
+        if running := running_api(root):
+            return running
+    if not named and _may_be_in_settings():
+        named = _in_settings()
+    if not named:
+        return None
     if error := silence(named):
         raise ServerError(
             f"Prefect's server at {named} does not answer: {error}. {_origin()} names it. Start that server, or do "

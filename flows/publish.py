@@ -6,16 +6,20 @@ off after all of it has arrived, so that neither a kill nor a remote that is awa
 
 import contextlib
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from flows.git import LIVE, attempt, git, tip
+from flows.git import LIVE, GitError, attempt, check_live_is_free, git, tip
+from flows.merge import merge_by_model
 from flows.worktree import home_of
 from tasks.shards import read_json, write_json
 
 # A remote that does not answer is a remote that is away; nobody is there to answer ssh's questions.
 _PATIENCE = ("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=30")
 _SSH = "ssh -oBatchMode=yes -oConnectTimeout=20"
+
+# So often what another clone has pushed meanwhile is merged, and the push tried again.
+_ATTEMPTS = 3
 
 
 def owe(root: Path, commit: str) -> None:
@@ -123,19 +127,21 @@ def _remote(home: Path) -> str:
     return "origin" if "origin" in names else names[0] if len(names) == 1 else ""
 
 
-def _push_history(at: Path, home: Path, remote: str) -> str:
+def _push_history(at: Path, home: Path, remote: str, attempts: int = _ATTEMPTS) -> str:
     """Push live, the retrain branches and the tags of versions, promotions, decisions and what was forgotten.
 
-    Why not, where it fails.
+    Why not, where it fails. What another clone has put on `live` is merged by model first, so many times at most.
     """
     models = {tag.split("@v")[0] for tag in git(home, "tag", "--list", "*@v*").splitlines()}
     wanted = ["refs/heads/retrain/*", "refs/tags/decision/*", "refs/tags/forgotten/*"]
     wanted += [f"refs/tags/{model}{kind}*" for model in sorted(models) for kind in ("@", "#")]
     wanted += [f"refs/heads/{LIVE}"] if tip(home, f"refs/heads/{LIVE}") else []
-    asks = attempt(home, "config", "core.sshCommand").returncode == 0
+    has_own = attempt(home, "config", "core.sshCommand").returncode == 0
+    ssh = () if has_own else ("-c", f"core.sshCommand={_SSH}")
     done = attempt(
         at,
-        *(*_PATIENCE, *(() if asks else ("-c", f"core.sshCommand={_SSH}"))),
+        *_PATIENCE,
+        *ssh,
         "push",
         "--porcelain",
         remote,
@@ -146,14 +152,30 @@ def _push_history(at: Path, home: Path, remote: str) -> str:
         return ""
     refused = [line for line in done.stdout.splitlines() if line.startswith("!")]
     if any(f"refs/heads/{LIVE}:" in line and ("fetch first" in line or "non-fast" in line) for line in refused):
-        return (
-            f"`{LIVE}` of the Git remote {remote} holds commits that are not here, so another clone retrains as well. "
-            f"Take them in with `git fetch {remote} {LIVE}` and `git merge FETCH_HEAD` on {LIVE}, in a worktree."
-        )
+        if not attempts:
+            return f"`{LIVE}` of the Git remote {remote} moves faster than it can be merged with."
+        return _take_in(home, remote, ssh) or _push_history(at, home, remote, attempts - 1)
     if refused:
         _, names, why = (*refused[0].split("\t"), "", "")[:3]
-        return f"the Git remote {remote} refuses {names.split(':')[0]}: {why}. {_said(done.stderr)}".rstrip()
+        said = f"the Git remote {remote} refuses {names.split(':')[0]}: {why}. {_said(done.stderr)}".rstrip()
+        return f"{said} Whoever looks after it has to let this clone push `{LIVE}`, retrain/* and tags."
     return f"the Git remote {remote} cannot be reached: {_said(done.stderr)}"
+
+
+def _take_in(home: Path, remote: str, ssh: Sequence[str]) -> str:
+    """Merge the remote's `live` into the one here; why not, where that fails."""
+    theirs = f"refs/remotes/{remote}/{LIVE}"
+    fetched = attempt(home, *_PATIENCE, *ssh, "fetch", "--quiet", remote, f"+refs/heads/{LIVE}:{theirs}")
+    if fetched.returncode:
+        return f"the Git remote {remote} cannot be reached: {_said(fetched.stderr)}"
+    before = git(home, "rev-parse", f"refs/heads/{LIVE}")
+    try:
+        check_live_is_free(home)
+        after = merge_by_model(home, LIVE, theirs, f"Merge {LIVE} of {remote}")
+    except GitError as error:
+        return f"another clone retrains as well, and its `{LIVE}` does not go together with the one here. {error}"
+    moved = attempt(home, "update-ref", "-m", f"merge {remote}", f"refs/heads/{LIVE}", after, before)
+    return f"Git does not move the branch `{LIVE}`: {_said(moved.stderr)}" if moved.returncode else ""
 
 
 def _said(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from flows.git import attempt
 from flows.outputs import bring
 from flows.store import changing, hold, read_live, set_live
-from flows.tags import CHAMPION, Tag, count_of, create, find, names, promotions, standing
+from flows.tags import CHAMPION, Tag, assignments, count_of, create, find, names, standing
 from flows.worktree import home_of
 from tasks.errors import MillError
 from tasks.paths import Paths
@@ -93,12 +93,15 @@ def register(root: Path, model: str, commit: str, *, release: Release, why: str)
             create(home, f"{model}@{number}", commit, sentence, facts)
 
 
-def promote(root: Path, version: Version, *, why: str, force: bool = False, **told: Any) -> str:
+def promote(
+    root: Path, version: Version, *, why: str, force: bool = False, beside: tuple[str | None] | None = None, **told: Any
+) -> str:
     """Make a version the champion and put it in use; the promotion's tag, which is the last one where it is champion.
 
     Its files are in the store and checked before the tag is written, and live.json follows the tag: whatever happens in
-    between, `settle` finishes it. `told` goes into the tag. Raises MillError where the files cannot be had whole, and
-    ReleaseError, unless forced, where the release was refused.
+    between, `settle` finishes it. `told` goes into the tag. `beside` holds the champion's tag, or None, with which the
+    version was compared. Raises MillError where the files cannot be had whole, RegistryError where another is the
+    champion by now, and, unless forced, where the release was refused.
     """
     home = home_of(root)
     with changing(home):
@@ -106,8 +109,10 @@ def promote(root: Path, version: Version, *, why: str, force: bool = False, **to
         if not release.accepted and not force:
             raise RegistryError(f"{version.tag} was refused: {' '.join(release.reasons)}")
         stands = standing(home, version.model)
+        if beside is not None and not (stands and stands[-1].commit == version.commit):
+            _check_beside(champion(home, version.model), beside[0], version)
         while not stands or stands[-1].commit != version.commit:
-            last = promotions(home, version.model)
+            last = assignments(home, version.model)
             number = 1 + max((count_of(name, "#") for name in names(home, f"{version.model}#*")), default=0)
             before = _promoted(home, version.model, stands[-1]) if stands else None
             facts = {
@@ -231,6 +236,15 @@ def _check_same(version: Version, release: Release) -> None:
         raise RegistryError(
             f"The commit {version.commit[:10]} is {version.tag} already, with the release {version.release}, and not "
             f"with {release.version}. One commit makes one release: commit what made the other one."
+        )
+
+
+def _check_beside(now: Version | None, compared: str | None, version: Version) -> None:
+    if (now.tag if now else None) != compared:
+        raise RegistryError(
+            f"{version.tag} was compared with {compared or 'no champion'}, and {now.tag if now else 'none'} is the "
+            "champion by now: somebody has decided meanwhile, and nothing was promoted. "
+            f"`mill retrain {version.model}` compares with it."
         )
 
 

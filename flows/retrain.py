@@ -16,7 +16,7 @@ from flows import gating
 from flows.artifacts import KEPT_REPORTS
 from flows.as_flow import as_flow, is_in_flow_run
 from flows.child import mill
-from flows.git import LIVE, attempt, check_live_is_free, check_repository, git, main_branch, tip
+from flows.git import attempt, check_live_is_free, check_repository, git, live_of, main_branch, tip
 from flows.inputs import digest, inputs_of
 from flows.landing import ASK, PROMOTE, finish, land
 from flows.locks import only_one
@@ -133,7 +133,7 @@ class _Run:
 def _base(home: Path, model: str) -> str:
     """The commit to start from: `live` with main merged in; main where nothing has been on `live` yet."""
     main = main_branch(home)
-    live = next((name for name in (LIVE, f"origin/{LIVE}") if tip(home, name)), None)
+    live = live_of(home)
     if live is None:
         return git(home, "rev-parse", f"refs/heads/{main}")
     return merge_by_model(home, live, main, f"Merge {main} for the retraining of {model}")
@@ -146,10 +146,15 @@ def _new_branch(home: Path, model: str) -> str:
 
 
 def _drop_undecided(home: Path, model: str) -> None:
-    """Delete the branches of runs that were killed before they decided: their inputs are decided on anew."""
+    """Delete the branches of runs that were killed before they decided: their inputs are decided on anew.
+
+    A branch that goes on from a decided commit is a person's who brings it together with `live`.
+    """
+    decided = {decision["commit"] for decision in decisions(home, model)}
     names = git(home, "for-each-ref", "--format=%(refname:short)", f"refs/heads/retrain/{model}/")
     for branch in names.splitlines():
-        if not is_decided(home, branch):
+        own = git(home, "rev-list", f"refs/heads/{branch}", "--not", "--exclude=retrain/*", "--branches").splitlines()
+        if not is_decided(home, branch) and not decided.intersection(own):
             attempt(home, "branch", "-D", branch)
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from flows.git import LIVE, blob, check_live_is_free, git, main_branch, tip
+from flows.git import blob, check_live_is_free, live_of, main_branch
 from flows.landing import PROMOTE
 from flows.marks import marks
 from flows.merge import merge_by_model
@@ -21,6 +21,7 @@ from flows.publish import no_default_of
 from flows.registry import champion, decisions, spoken
 from flows.schedule import Planned, planned
 from flows.seen import Seen, look
+from flows.tags import promotions
 from flows.up import running
 from flows.worktree import home_of
 from tasks.errors import MillError
@@ -114,7 +115,7 @@ def _undecided(home: Path, model: str, flows: ModelFlows | None) -> Iterator[str
     if not made:
         return
     last, now = made[-1], champion(home, model)
-    is_promoted = bool(git(home, "tag", "--points-at", last["commit"], "--list", f"{model}#*"))
+    is_promoted = any(tag.commit == last["commit"] for tag in promotions(home, model))
     # Where the champion is another one by now, somebody has decided.
     if not is_promoted and (now.tag if now else None) == last["champion"]:
         if last["verdict"] == "ask":
@@ -183,7 +184,7 @@ def _of_branches(home: Path) -> list[str]:
         check_live_is_free(home)
     with _for_a_person(needs):
         main = main_branch(home)
-        live = next((name for name in (LIVE, f"origin/{LIVE}") if tip(home, name)), None)
+        live = live_of(home)
         if live:
             merge_by_model(home, live, main, "To see whether it can be done")
     unpushed = home / ".mill" / "unpushed"

@@ -6,7 +6,7 @@ fast-forward: Git does it, and leaves everything as it was where a change of the
 
 from pathlib import Path
 
-from flows.git import LIVE, GitError, attempt, check_repository, git, holds, tip
+from flows.git import LIVE, GitError, attempt, check_repository, git, holds, live_of, main_branch
 from flows.merge import merge_by_model
 
 _SHOWN = 10
@@ -20,13 +20,13 @@ def sync(root: Path) -> str:
     check_repository(root)
     top = Path(git(root, "rev-parse", "--show-toplevel"))
     branch = _branch(top)
-    live = tip(top, f"refs/heads/{LIVE}")
+    live = live_of(top)
     if live is None:
         return f"There is no branch `{LIVE}` yet: `mill retrain MODEL` makes it. Nothing to sync."
     before = git(top, "rev-parse", "HEAD")
     if holds(top, before, live):
-        return f"{branch} has all of `{LIVE}` already."
-    after = merge_by_model(top, LIVE, branch, f"Bring {LIVE} into {branch}")
+        return f"{branch} has all of `{live}` already."
+    after = merge_by_model(top, live, branch, f"Bring {LIVE} into {branch}")
     _check_free(top, before, after)
     done = attempt(top, "merge", "--quiet", "--ff-only", after)
     if done.returncode:
@@ -43,10 +43,14 @@ def _branch(top: Path) -> str:
     branch = attempt(top, "symbolic-ref", "--quiet", "--short", "HEAD").stdout.strip()
     if not branch:
         raise GitError(
-            f"HEAD is detached in {top}, so there is no branch to bring `{LIVE}` into. Go to yours: git switch main"
+            f"HEAD is detached in {top}, so there is no branch to bring `{LIVE}` into. Go to yours: "
+            f"git switch {main_branch(top)}"
         )
     if branch == LIVE:
-        raise GitError(f"You are on `{LIVE}` itself, which belongs to the scheduled runs. Go to yours: git switch main")
+        raise GitError(
+            f"You are on `{LIVE}` itself, which belongs to the scheduled runs. Go to yours: "
+            f"git switch {main_branch(top)}"
+        )
     return branch
 
 

@@ -77,16 +77,21 @@ def count_of(name: str, mark: str) -> int:
     return int(last) if last.isdecimal() else 0
 
 
-def promotions(root: Path, model: str) -> list[Tag]:
+def assignments(root: Path, model: str) -> list[Tag]:
     """All that was ever assigned to a stage of the model, or taken from one, in order: GTO counts over all stages."""
     found = [tag for tag in find(root, f"{model}#*") if count_of(tag.name, "#")]
     return sorted(found, key=lambda tag: count_of(tag.name, "#"))
 
 
+def promotions(root: Path, model: str) -> list[Tag]:
+    """Of these what made a commit the champion: other stages are people's own, and say nothing of what is in use."""
+    return [tag for tag in assignments(root, model) if tag.name.split("#")[1] == CHAMPION]
+
+
 def in_other_stages(root: Path, model: str) -> set[str]:
     """The commits that stand in a stage besides the champion's, as people and GTO assign them."""
     stands: dict[str, set[str]] = {}
-    for tag in promotions(root, model):
+    for tag in assignments(root, model):
         stage = tag.name.split("#")[1]
         if stage.endswith("!"):
             stands.get(stage.removesuffix("!"), set()).discard(tag.commit)
@@ -102,7 +107,7 @@ def standing(root: Path, model: str) -> list[Tag]:
     A rollback takes what came after its version away, so that the next one does not bring that back.
     """
     stands: list[Tag] = []
-    for tag in promotions(root, model):
+    for tag in assignments(root, model):
         stage = tag.name.split("#")[1]
         if stage not in (CHAMPION, f"{CHAMPION}!"):
             continue

@@ -23,7 +23,7 @@ from flows.agreement import (
     where_orders_part,
 )
 from flows.certificate import NOT_RUN, TAKEN, Certificate, RowsSeen, Stage, describe, write
-from flows.git import attempt, blob
+from flows.git import attempt, blob, check_history
 from flows.marks import marks
 from flows.outputs import OutputError, bring
 from flows.promotion import Wanted, find_wanted
@@ -47,6 +47,7 @@ def verify(root: Path, name: str, *, here: bool = False, keep: bool = False) -> 
     """
     if attempt(root, "rev-parse", "--git-dir").returncode:
         raise RegistryError(f"{root.resolve()} is no Git repository, and versions are tags of one.")
+    check_history(root)
     home = home_of(root)
     wanted = find_wanted(home, name)
     called = wanted.version.tag if wanted.version else wanted.release

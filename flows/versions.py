@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flows.git import attempt, git
+from flows.git import attempt, check_history, git
 from flows.lineage import outputs_at
 from flows.marks import marks
 from flows.objects import objects_of
@@ -109,6 +109,7 @@ def manifest_of(home: Path, wanted: Wanted) -> Mapping[str, Any]:
 def _home(root: Path) -> Path:
     if attempt(root, "rev-parse", "--git-dir").returncode:
         raise RegistryError(f"{root.resolve()} is no Git repository, and versions are tags of one.")
+    check_history(root)
     return home_of(root)
 
 

@@ -128,11 +128,14 @@ def _take(lock: IO[str]) -> bool:
 
 
 def _remove(home: Path, folder: Path) -> None:
-    """Take a worktree away, also one that was never finished or whose folder is half gone."""
+    """Take a worktree away, also one that was never finished or whose folder is half gone, and no other.
+
+    Pruning would take those of people with it whose disk is not there at the moment, and what is staged in them.
+    """
+    attempt(home, "worktree", "remove", "--force", "--force", str(folder))
     if folder.is_dir():
-        attempt(home, "worktree", "remove", "--force", "--force", str(folder))
         shutil.rmtree(folder, ignore_errors=True)
-    attempt(home, "worktree", "prune")
+        attempt(home, "worktree", "remove", "--force", "--force", str(folder))
 
 
 def _has_nothing(home: Path, branch: str) -> bool:

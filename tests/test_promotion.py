@@ -7,11 +7,13 @@ import pytest
 
 from flows import promotion
 from flows.git import LIVE, GitError, git, holds, tip
+from flows.landing import put_on_live
 from flows.merge import MergeConflict
 from flows.promotion import promote_by_name, rollback
 from flows.registry import RegistryError, champion, promote, versions
 from flows.store import current, live_file, put_in_use, read_live, usable
-from flows.tags import find
+from flows.tags import create, find, promotions
+from flows.versions import REGISTERED, rows_of
 from tasks.shards import write_text
 
 # DVC's own use of a library that it has not yet followed.
@@ -152,6 +154,53 @@ def test_a_rollback_to_what_was_never_the_champion_is_none(history):
     with pytest.raises(RegistryError, match="is the champion of films already"):
         rollback(history.root, "films", "films@v1.0.0", why="")
     assert state(history.root) == before
+
+
+def test_a_stage_of_the_peoples_own_is_no_promotion(history):
+    root = history.root
+    promote(root, history.version(1), why="")
+    history.decide(2, "keep")
+    second = history.version(2)
+    create(root, "films#staging#2", second.commit, "tried", {})
+    with pytest.raises(RegistryError, match="The gate kept it out"):
+        promote_by_name(root, second.tag, why="it was tried")
+    with pytest.raises(RegistryError, match="never the champion"):
+        rollback(root, "films", second.tag, why="")
+    assert next(row for row in rows_of(root, "films") if row.name == second.tag).stage == REGISTERED
+    promote_by_name(root, second.tag, why="needed", force=True)
+    assert [tag.name for tag in promotions(root, "films")] == ["films#champion#1", "films#champion#3"]
+
+
+def test_a_champion_that_somebody_has_changed_in_the_last_moment_stays(history):
+    root = history.root
+    promote(root, history.version(1), why="")
+    third = history.another(4)
+    promote(root, third, why="by a person")
+    with pytest.raises(RegistryError, match=f"compared with films@v1.0.0, and {third.tag} is the champion by now"):
+        promote(root, history.version(2), why="by the gate", beside=("films@v1.0.0",))
+    assert champion(root, "films").tag == third.tag
+    promote(root, history.version(2), why="by the gate", beside=(third.tag,))
+    assert champion(root, "films").commit == history.commits[1]
+
+
+def test_a_branch_that_git_does_not_move_is_said_and_not_tried_for_ever(history):
+    root = history.root
+    history.decide(1, "ask")
+    git(root, "branch", "live/x")
+    with pytest.raises(GitError, match=r"Git does not move the branch `live`: .*live/x"):
+        promote_by_name(root, history.releases[0], why="yes")
+    assert versions(root, "films") == []
+
+
+def test_in_a_clone_live_goes_on_from_origins(history, tmp_path):
+    root = history.root
+    git(root, "branch", LIVE, history.commits[1])
+    git(tmp_path, "clone", "-q", str(root), "clone")
+    clone = tmp_path / "clone"
+    put_on_live(clone, "films", history.commits[0])
+    assert tip(clone, f"refs/heads/{LIVE}") == history.commits[1]
+    put_on_live(clone, "films", history.commits[2])
+    assert tip(clone, f"refs/heads/{LIVE}") == history.commits[2]
 
 
 def test_where_live_changed_otherwise_a_person_is_asked_and_nothing_is_promoted(history):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from flows.git import git, tip
+from flows.git import git, holds, tip
 from flows.publish import owe, publish
 from flows.worktree import worktree
 from tasks.shards import read_json, write_text
@@ -171,22 +171,56 @@ def test_a_remote_that_refuses_is_quoted_and_nothing_is_lost(repository, bare):
     said = publish(repository)
     assert "the Git remote origin refuses refs/heads/live" in said
     assert "live is protected here" in said
+    assert "has to let this clone push" in said
     assert tip(repository, "live")
     hook.unlink()
     assert publish(repository).startswith("Pushed to the Git remote origin.")
 
 
-def test_a_remote_whose_live_went_on_elsewhere_says_what_to_do(repository, bare, tmp_path):
+def elsewhere(bare: Path, **files: str) -> str:
+    """What another clone commits and pushes to `live`; its commit."""
+    clone = bare.parent / "elsewhere"
+    git(bare.parent, "clone", "-q", str(bare), str(clone), "--branch", "live")
+    for name, text in files.items():
+        write_text(clone / name, text)
+    git(clone, "add", "-A")
+    git(clone, "commit", "-q", "-m", "another")
+    git(clone, "push", "-q")
+    return git(clone, "rev-parse", "HEAD")
+
+
+def on_live(repository: Path, **files: str) -> str:
+    """Commit these files to `live` in a worktree; the commit."""
+    folder = repository.parent / "on-live"
+    git(repository, "worktree", "add", "-q", str(folder), "live")
+    for name, text in files.items():
+        write_text(folder / name, text)
+    git(folder, "add", "-A")
+    git(folder, "commit", "-qm", "mine")
+    git(repository, "worktree", "remove", str(folder))
+    return git(repository, "rev-parse", "live")
+
+
+def test_what_another_clone_has_put_on_live_is_merged_and_both_arrive(repository, bare):
     owe(repository, "live")
     publish(repository)
-    git(tmp_path, "clone", "-q", str(bare), "elsewhere", "--branch", "live")
-    git(tmp_path / "elsewhere", "commit", "-q", "--allow-empty", "-m", "another")
-    git(tmp_path / "elsewhere", "push", "-q")
-    git(repository, "branch", "-f", "live", git(repository, "commit-tree", "live^{tree}", "-p", "live", stdin="mine"))
+    theirs, ours = elsewhere(bare, theirs="1\n"), on_live(repository, ours="2\n")
+    owe(repository, "live")
+    assert publish(repository).startswith("Pushed to the Git remote origin.")
+    assert tip(bare, "live") == tip(repository, "live")
+    assert holds(bare, tip(bare, "live"), theirs)
+    assert holds(bare, tip(bare, "live"), ours)
+
+
+def test_what_another_clone_has_changed_otherwise_on_live_is_for_a_person(repository, bare):
+    owe(repository, "live")
+    publish(repository)
+    theirs, ours = elsewhere(bare, same="1\n"), on_live(repository, same="2\n")
     owe(repository, "live")
     said = publish(repository)
     assert "another clone retrains as well" in said
-    assert "git fetch origin live" in said
+    assert "have both changed same, and differently" in said
+    assert (tip(repository, "live"), tip(bare, "live")) == (ours, theirs)
     assert (repository / ".mill/unpushed").exists()
 
 

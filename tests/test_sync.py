@@ -106,6 +106,22 @@ def test_without_live_there_is_nothing_to_bring(repository):
     assert "Nothing to sync" in sync(repository.root)
 
 
+def test_what_landed_in_another_clone_comes_from_origin(repository, tmp_path):
+    git(tmp_path, "clone", "-q", str(repository.root), "mine")
+    for key in ("user.name", "user.email"):
+        git(tmp_path / "mine", "config", key, "t@localhost")
+    assert tip(tmp_path / "mine", "refs/heads/live") is None
+    assert "1 commit." in sync(tmp_path / "mine")
+    assert tip(tmp_path / "mine", "main") == tip(repository.root, "live")
+    git(tmp_path / "mine", "branch", "live", "HEAD~1")
+    repository.on("live")
+    repository.run("books", "later")
+    later = repository.commit()
+    git(tmp_path / "mine", "fetch", "-q")
+    sync(tmp_path / "mine")
+    assert tip(tmp_path / "mine", "main") == later, "the branch here is an older one"
+
+
 def test_a_folder_below_the_top_will_do(repository):
     sync(repository.root / "reports" / "books")
     assert tip(repository.root, "main") == tip(repository.root, "live")

@@ -180,6 +180,20 @@ def test_what_a_killed_run_leaves_is_taken_away_and_no_more(repository):
     assert len(git(repository, "worktree", "list").splitlines()) == 2
 
 
+def test_a_persons_worktree_whose_disk_is_away_is_left_to_them(repository, tmp_path):
+    git(repository, "worktree", "add", "-q", "-b", "mine", str(tmp_path / "disk"))
+    write_text(tmp_path / "disk/staged.txt", "staged")
+    git(tmp_path / "disk", "add", "staged.txt")
+    (tmp_path / "disk").rename(tmp_path / "away")
+    with worktree(repository, "films", "retrain/films/1", "main"):
+        pass
+    with worktree(repository, "films", "retrain/films/2", "main") as tree:
+        (tree.folder / ".git").unlink()  # half gone
+    assert [path.name for path in (repository / ".git/worktrees").iterdir()] == ["disk"]
+    (tmp_path / "away").rename(tmp_path / "disk")
+    assert git(tmp_path / "disk", "diff", "--cached", "--name-only") == "staged.txt"
+
+
 def test_a_branch_with_the_results_of_a_killed_run_is_kept(repository):
     git(repository, "switch", "-qc", "retrain/films/1")
     write_text(repository / "result.txt", "found")
@@ -208,6 +222,15 @@ def test_a_repository_without_a_commit_says_what_to_do(tmp_path):
         check_repository(tmp_path)
 
 
+def test_a_clone_of_another_branch_is_told_to_take_main_from_its_remote(repository, tmp_path):
+    git(repository, "branch", "feature")
+    git(tmp_path, "clone", "-q", "-b", "feature", str(repository), "clone")
+    with pytest.raises(GitError, match="git branch main origin/main") as raised:
+        check_repository(tmp_path / "clone")
+    git(tmp_path / "clone", *str(raised.value).split("git ")[-1].split())
+    check_repository(tmp_path / "clone")
+
+
 def test_a_shallow_clone_is_told_to_fetch_the_rest(repository, tmp_path):
     git(tmp_path, "clone", "-q", "--depth", "1", f"file://{repository}", "shallow")
     with pytest.raises(GitError, match="git fetch --unshallow"):
@@ -229,8 +252,8 @@ def test_live_in_a_persons_working_tree_is_named_with_the_way_out(repository, tm
     git(repository, "worktree", "add", "-q", "-b", "live", str(tmp_path / "elsewhere"))
     with pytest.raises(GitError, match=r"checked out in .*/elsewhere") as raised:
         check_live_is_free(repository)
-    subprocess.run(str(raised.value).split(": ")[-1], shell=True, check=False, capture_output=True)
-    assert tip(repository, "live") == tip(repository, "main")
+    subprocess.run(str(raised.value).split(": ")[-1], shell=True, check=True, capture_output=True)
+    check_live_is_free(repository)
 
 
 def test_no_repository_at_all_is_said(tmp_path):
