@@ -12,7 +12,7 @@ from flows.serve import journal_url
 from tasks import problems
 from tasks.errors import DataError, did_you_mean
 from tasks.journal import Journal, open_journal
-from tasks.labels import BadLabel, Kinds, Label, label_of, targets_of
+from tasks.labels import NOTHING_TO_LABEL, BadLabel, Kinds, Label, label_of, targets_of
 from tasks.params import load_model
 from tasks.private_labels import redacted
 
@@ -27,11 +27,13 @@ def open_root_journal(root: Path) -> Journal:
 def add_feedback(root: Path, model: str, file: Path) -> str:
     """Keep the labels of a file and say how many were new; none where one of them cannot be kept.
 
-    Raises DataError or JournalError naming the first that cannot.
+    Raises DataError or JournalError naming the first that cannot, or that there is nothing to label.
     """
     params = load_model(model, root / "params.yaml")
     problem = problems.load(params.problem)
     targets = targets_of(problem.columns, problem.inputs)
+    if not targets:
+        raise DataError(f"{model} {NOTHING_TO_LABEL}")
     read = [_label(row, targets, file) for row in _read(file, targets)]
     labels = redacted(read, targets, params.clean.redact, params.clean.phone_regions)
     journal = open_root_journal(root)

@@ -25,6 +25,10 @@ class Label:
     label: Mapping[str, Any]
 
 
+# Of a model whose `targets_of` are none, to whoever sends a label.
+NOTHING_TO_LABEL = "has nothing to label: it learns from its inputs alone."
+
+
 class BadLabel(ValueError):
     """What is wrong with a label, in a sentence without a place."""
 

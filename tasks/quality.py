@@ -124,6 +124,8 @@ def targets(labelled: pl.DataFrame, problem: Problem) -> pl.DataFrame:
 def _known(truth: pl.DataFrame, signature: Signature, problem: Problem) -> pl.Series:
     """Which rows have a label, and one that the model can give."""
     targets = targets_of(problem.columns, problem.inputs)
+    if not targets:  # all of nothing has no length
+        return pl.repeat(False, len(truth), dtype=pl.Boolean, eager=True)
     whole = truth.select(pl.all_horizontal(pl.col(name).is_not_null() for name in targets)).to_series()
     if problem.label is None or "labels" not in signature:
         return whole

@@ -259,6 +259,13 @@ def test_a_model_that_writes_nothing_is_no_model_of_this_api(released: Line, tmp
         assert "is of text_classification, which writes no text" in reply.json()["error"]["message"]
 
 
+def test_what_is_written_has_no_label_to_send_back(server: Running) -> None:
+    answer = server.predict({"text": PROMPT}).json()
+    for content in ({"id": answer["id"]}, {"id": answer["id"], "continuation": "the east"}, []):
+        refused = server.client.post("/models/tiny/feedback", json=content)
+        assert (refused.status_code, "has nothing to label" in refused.json()["error"]) == (422, True)
+
+
 def test_a_body_that_is_too_large_is_refused_as_openais_clients_read_it(root: Path) -> None:
     with running(root, max_request_mb=0.001) as server:
         reply = asked(server, prompt="a" * 2000)

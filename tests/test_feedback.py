@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from flows.feedback import _read, add_feedback, back_up, open_root_journal
+from flows.recipes import add
 from tasks.database import JournalError
 from tasks.errors import DataError
 from tasks.journal import Prediction, open_journal
@@ -116,6 +117,15 @@ def test_a_file_of_another_kind_or_none_is_named(root: Path) -> None:
         add_feedback(root, "reviews", root / "labels.xlsx")
     with pytest.raises(DataError, match="is not here"):
         add_feedback(root, "reviews", root / "labels.csv")
+
+
+def test_a_model_that_has_nothing_to_label_takes_no_labels(root: Path) -> None:
+    shutil.copytree(REPOSITORY / "recipes", root / "recipes")
+    shutil.copy(REPOSITORY / "dvc.yaml", root)
+    add("writer", "text_generation", root)
+    ROWS.write_csv(root / "labels.csv")
+    with pytest.raises(DataError, match="writer has nothing to label"):
+        add_feedback(root, "writer", root / "labels.csv")
 
 
 def test_an_id_that_was_never_given_keeps_the_whole_file_out(root: Path) -> None:

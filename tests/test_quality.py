@@ -10,10 +10,11 @@ import pytest
 from tasks.journal import open_journal
 from tasks.labels import Label
 from tasks.monitor import open_subject
-from tasks.problems import question_answering
+from tasks.params import load_model
+from tasks.problems import question_answering, text_generation
 from tasks.quality import compared_shadow, measured_quality, right_where_labelled
 from tasks.windows import open_windows
-from tests.conftest import Line
+from tests.conftest import REPOSITORY, Line
 from tests.watched import MODEL, World, make_world
 
 
@@ -54,6 +55,27 @@ def test_a_bad_label_of_an_old_journal_counts_as_one_that_the_model_does_not_hav
     shadow = compared_shadow(shadows, signature, problem)
     assert shadow is not None
     assert (shadow["rows"], shadow["labels"]) == (20, 15)
+
+
+def test_of_a_model_that_has_nothing_to_label_nothing_is_measured_whatever_a_journal_holds() -> None:
+    problem = text_generation.PROBLEM
+    rows = problem.examples().with_columns(continuation=pl.lit("and so on"), bits_per_byte=1.0, label_json=pl.lit("{}"))
+    found = measured_quality(rows, {}, problem, load_model("reviews", REPOSITORY / "params.yaml").evaluate, {})
+    assert (found["labels"], found["unknown"], found["metrics"]) == (len(rows), len(rows), None)
+    right = right_where_labelled(rows.drop("label_json"), rows.select("id", "label_json"), {}, problem)
+    assert np.isnan(right).all()
+    shadow = compared_shadow(with_shadow(rows, ["and so on"] * 3 + ["or not"] * 3), {}, problem)
+    assert shadow == {"challenger": "next", "rows": 6, "agree": 0.5, "labels": 0}
+    silent = compared_shadow(with_shadow(rows.head(0), []), {}, problem)
+    assert silent is None
+
+
+def with_shadow(rows: pl.DataFrame, continuations: list[str]) -> pl.DataFrame:
+    return rows.with_columns(
+        pl.Series("shadow.continuation", continuations, dtype=pl.String),
+        pl.lit(1.0).alias("shadow.bits_per_byte"),
+        challenger=pl.lit("next"),
+    )
 
 
 def test_answers_that_are_spans_agree_and_are_right_by_their_words() -> None:

@@ -7,7 +7,7 @@ from fastapi import FastAPI, Request, Response
 
 from tasks.errors import did_you_mean, quoted
 from tasks.journal import UnknownPrediction
-from tasks.labels import BadLabel, Label, label_of, targets_of
+from tasks.labels import NOTHING_TO_LABEL, BadLabel, Label, label_of, targets_of
 from tasks.problems import Problem
 from tasks.release import CARD
 from tasks.serving.replies import Json, body, errors, gives
@@ -104,6 +104,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
 def labels_of(content: Any, problem: Problem, max_rows: int) -> list[Label]:
     """Labels from JSON: an object of `id` and the problem's target columns, or a list of them. Raises BadRequest."""
     targets = targets_of(problem.columns, problem.inputs)
+    if not targets:
+        raise BadRequest(f"This model {NOTHING_TO_LABEL}")
     listed = [content] if isinstance(content, Mapping) else content
     if not isinstance(listed, list) or not listed:
         raise BadRequest(f"Expected an object with id, {', '.join(targets)}, or a list of such objects.")
