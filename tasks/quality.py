@@ -61,7 +61,7 @@ def compared_shadow(shadows: pl.DataFrame, signature: Signature, problem: Proble
     """The newest challenger's unseen answers beside those that were given; None where there are none.
 
     `agree` is the share of rows with the same answer, as the problem counts it. Where labels have come, how often each
-    is right, and McNemar's exact test of the difference.
+    is right, and McNemar's exact test of the difference; neither where the problem's labels cannot say what is right.
     """
     if shadows.is_empty():
         return None
@@ -78,21 +78,22 @@ def compared_shadow(shadows: pl.DataFrame, signature: Signature, problem: Proble
     truth = targets(labelled, problem)
     known = _known(truth, signature, problem)
     truth, labelled = truth.filter(known), labelled.filter(known)
-    if labelled.is_empty():
+    found["labels"] = len(labelled)
+    right = problem.agree(labelled, truth)
+    if right.is_null().all():  # of no rows as well
         return found
-    right, shadow_right = (problem.agree(side, truth).to_numpy() for side in (labelled, _of_shadow(labelled)))
+    right_N, shadow_right_N = right.to_numpy(), problem.agree(_of_shadow(labelled), truth).to_numpy()
     return found | {
-        "labels": len(labelled),
-        "accuracy": round(float(right.mean()), 6),
-        "challenger_accuracy": round(float(shadow_right.mean()), 6),
-        "mcnemar": mcnemar(shadow_right, right),
+        "accuracy": round(float(right_N.mean()), 6),
+        "challenger_accuracy": round(float(shadow_right_N.mean()), 6),
+        "mcnemar": mcnemar(shadow_right_N, right_N),
     }
 
 
 def right_where_labelled(
     rows: pl.DataFrame, labels: pl.DataFrame, signature: Signature, problem: Problem
 ) -> NDArray[np.float64]:
-    """1 where a label says that the answer is right, 0 where it is wrong, NaN where nobody has said so yet: by row.
+    """1 where a label says that the answer is right, 0 where it is wrong, NaN where nobody has said so, or can: by row.
 
     `labels` has `id` and `label_json`. A label that the model does not have says nothing.
     """

@@ -261,8 +261,8 @@ def test_answers_agree_with_themselves_and_with_the_targets_where_they_are_right
         assert problem.agree(answers, answers).all()
         right = problem.agree(answers, rows)
         scored = problem.score(rows, answers, signature)
-        nothing_is_right = pl.repeat(False, len(rows), dtype=pl.Boolean, eager=True)
-        assert right.equals(scored["correct"] if "correct" in scored.columns else nothing_is_right, check_names=False)
+        nobody_can_say = pl.repeat(None, len(rows), dtype=pl.Boolean, eager=True)
+        assert right.equals(scored["correct"] if "correct" in scored.columns else nobody_can_say, check_names=False)
         silent = answers.clear(len(answers))
         assert not problem.agree(silent, silent).any(), "nulls agree with nothing"
 

@@ -11,7 +11,7 @@ from tasks.journal import open_journal
 from tasks.labels import Label
 from tasks.monitor import open_subject
 from tasks.params import load_model
-from tasks.problems import question_answering, text_generation
+from tasks.problems import Problem, question_answering, text_generation, translation
 from tasks.quality import compared_shadow, measured_quality, right_where_labelled
 from tasks.windows import open_windows
 from tests.conftest import REPOSITORY, Line
@@ -64,17 +64,30 @@ def test_of_a_model_that_has_nothing_to_label_nothing_is_measured_whatever_a_jou
     assert (found["labels"], found["unknown"], found["metrics"]) == (len(rows), len(rows), None)
     right = right_where_labelled(rows.drop("label_json"), rows.select("id", "label_json"), {}, problem)
     assert np.isnan(right).all()
-    shadow = compared_shadow(with_shadow(rows, ["and so on"] * 3 + ["or not"] * 3), {}, problem)
+    shadow = compared_shadow(with_shadow(rows, problem, ["and so on"] * 3 + ["or not"] * 3), {}, problem)
     assert shadow == {"challenger": "next", "rows": 6, "agree": 0.5, "labels": 0}
-    silent = compared_shadow(with_shadow(rows.head(0), []), {}, problem)
+    silent = compared_shadow(with_shadow(rows.head(0), problem, []), {}, problem)
     assert silent is None
 
 
-def with_shadow(rows: pl.DataFrame, continuations: list[str]) -> pl.DataFrame:
-    return rows.with_columns(
-        pl.Series("shadow.continuation", continuations, dtype=pl.String),
-        pl.lit(1.0).alias("shadow.bits_per_byte"),
-        challenger=pl.lit("next"),
+def test_of_several_right_translations_a_label_knows_one_and_calls_no_answer_wrong() -> None:
+    problem = translation.PROBLEM
+    examples = problem.examples()
+    said = [json.dumps({"translation": right}) for right in examples["translation"]]
+    rows = examples.with_columns(token_probability=0.9, length_ratio=0.4, label_json=pl.Series(said))
+    labels = rows.select("id", "label_json")
+    assert np.isnan(right_where_labelled(rows.drop("label_json"), labels, {}, problem)).all()
+    shadow = compared_shadow(with_shadow(rows, problem, examples["translation"].to_list()), {}, problem)
+    assert shadow == {"challenger": "next", "rows": 6, "agree": 1.0, "labels": 6}
+
+
+def with_shadow(rows: pl.DataFrame, problem: Problem, written: list[str]) -> pl.DataFrame:
+    """The rows with a challenger's answers beside their own, which differ in what is written alone."""
+    answers = rows.select(problem.answer_schema({}).names()).with_columns(
+        pl.Series(str(problem.writes), written, dtype=pl.String)
+    )
+    return pl.concat([rows, answers.select(pl.all().name.prefix("shadow."))], how="horizontal").with_columns(
+        challenger=pl.lit("next")
     )
 
 

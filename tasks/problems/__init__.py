@@ -170,7 +170,8 @@ class Problem(Protocol):
     def agree(self, answers: pl.DataFrame, others: pl.DataFrame) -> pl.Series:
         """Per row, whether both answer the same; where `others` are rows with their targets, whether that is right.
 
-        Never where either says nothing, null.
+        False where either says nothing, null. Null on every row where a row's targets, or their absence, cannot say
+        whether an answer is right: one of several right translations, a text that may go on in many ways.
         """
         ...
 

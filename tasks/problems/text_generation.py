@@ -212,7 +212,7 @@ class TextGeneration(Problem):
 
     def agree(self, answers: pl.DataFrame, others: pl.DataFrame) -> pl.Series:
         if "continuation" not in others.columns:  # no one knows how a text is right to go on
-            return pl.repeat(False, len(answers), dtype=pl.Boolean, eager=True)
+            return pl.repeat(None, len(answers), dtype=pl.Boolean, eager=True)
         return (answers["continuation"] == others["continuation"]).fill_null(value=False)
 
     def score(self, rows: pl.DataFrame, answers: pl.DataFrame, signature: Signature) -> pl.DataFrame:

@@ -171,7 +171,7 @@ class Translation(Problem):
 
     def agree(self, answers: pl.DataFrame, others: pl.DataFrame) -> pl.Series:
         if "token_probability" not in others.columns:  # of several right translations the rows know one
-            return pl.repeat(False, len(answers), dtype=pl.Boolean, eager=True)
+            return pl.repeat(None, len(answers), dtype=pl.Boolean, eager=True)
         return (answers["translation"] == others["translation"]).fill_null(value=False)
 
     def score(self, rows: pl.DataFrame, answers: pl.DataFrame, signature: Signature) -> pl.DataFrame:
