@@ -84,6 +84,24 @@ def test_a_text_that_never_ends_is_read_as_far_as_sixty_four_windows_and_says_so
     assert windows["truncated"].all()
 
 
+def test_the_bits_of_a_text_that_never_ends_are_those_of_the_bytes_that_were_read(tokenizer: Tokenizer) -> None:
+    rows = pl.DataFrame({"id": ["long", "short"], "text": ["thé séa " * 2000, "thé séa"]})
+    windows = PROBLEM.encode(rows, tokenizer, None, MAX_TOKENS)
+    counted = windows.explode("input_ids", "counted").filter(pl.col("counted") == 1)
+    ids = counted.filter(pl.col("id") == "long")["input_ids"].to_list()
+    read = tokenizer.decode(ids).rstrip("\ufffd")
+    assert rows["text"][0].startswith(read)
+    assert len(read) < 8000, "half of it"
+    num_read = windows["num_bytes"][0]
+    assert 0 <= num_read - len(read.encode()) <= 1, "a character of two bytes may be cut in the middle"
+    surprised = windows["counted"].list.sum().to_numpy() * np.log(2)  # a bit for each token
+    width = np.zeros((len(windows), 1), np.float32)
+    outputs = {"nll": surprised, "num_tokens": windows["counted"].list.sum().to_numpy(), "pooled_embedding": width}
+    answers = PROBLEM.answer(rows, PROBLEM.gather(outputs, windows), {}, {})
+    num_short = len(tokenizer.encode("thé séa", add_special_tokens=False).ids) + 1  # and the end
+    assert answers["bits_per_byte"].to_list() == pytest.approx([len(ids) / num_read, num_short / 9], abs=1e-4)
+
+
 def test_no_character_of_any_language_is_unknown(tokenizer: Tokenizer) -> None:
     texts = ["人工智能是未来科技发展的关键", "🙂🙃", "مرحبا"]
     for text, ids in zip(texts, encoded(tokenizer, texts, max_tokens=512)["input_ids"], strict=True):

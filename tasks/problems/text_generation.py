@@ -64,6 +64,7 @@ class TextGeneration(Problem):
     def encode(
         self, rows: pl.DataFrame, tokenizer: "Tokenizer", signature: Signature | None, max_tokens: int
     ) -> pl.DataFrame:
+        """`num_bytes` is how much of its text a row's windows have read, all of it but of one that is cut."""
         tokenizer.no_padding()
         tokenizer.no_truncation()
         first, last = _text.ends(tokenizer)
@@ -75,7 +76,11 @@ class TextGeneration(Problem):
             for row, ids in enumerate(whole)
             for start in [0, *range(step, len(ids) - max_tokens + step, step)][:_MOST_WINDOWS]
         ]
-        cut = [len(ids) > max_tokens + (_MOST_WINDOWS - 1) * step for ids in whole]
+        most = max_tokens + (_MOST_WINDOWS - 1) * step
+        cut = [len(ids) > most for ids in whole]
+        # Where the last token that is read ends in the text, of which the first of all is no part.
+        ends = [one.offsets[most - 2][1] if is_cut else None for one, is_cut in zip(encodings, cut, strict=True)]
+        num_bytes = [len(text[:end].encode()) for text, end in zip(rows["text"], ends, strict=True)]
         pieces = [whole[row][start : start + max_tokens] for row, start in windows]
         # The first token follows on nothing, and what overlaps has been counted.
         seen = [1 if start == 0 else max_tokens - step for _, start in windows]
@@ -86,6 +91,7 @@ class TextGeneration(Problem):
                 "input_ids": _text.lists(pieces),
                 "truncated": pl.Series([cut[row] for row, _ in windows], dtype=pl.Boolean),
                 "counted": _text.lists(counted),
+                "num_bytes": [num_bytes[row] for row, _ in windows],
             }
         )
         if signature is None:
@@ -164,15 +170,16 @@ class TextGeneration(Problem):
         return {**batch, **empty_cache(model, len(batch["input_ids"]))}
 
     def gather(self, outputs: Arrays, encoded: pl.DataFrame) -> Arrays:
-        """The sums over a row's windows, and the mean of its embeddings."""
+        """The sums over a row's windows, the mean of its embeddings, and how many bytes that is about."""
         if not len(encoded):
-            return {name: array for name, array in outputs.items() if name != "next_token"}
+            return {name: array for name, array in outputs.items() if name != "next_token"} | {"num_bytes": np.zeros(0)}
         firsts_N = np.flatnonzero(_text.begins_row(encoded))
         num_windows_N = np.diff(np.append(firsts_N, len(encoded)))
         sums_ND = np.add.reduceat(outputs["pooled_embedding"], firsts_N, axis=0)
         return {
             "nll": np.add.reduceat(outputs["nll"].astype(np.float64), firsts_N),
             "num_tokens": np.add.reduceat(outputs["num_tokens"], firsts_N),
+            "num_bytes": encoded["num_bytes"].gather(firsts_N).to_numpy(),
             "pooled_embedding": (sums_ND / num_windows_N[:, None]).astype(np.float32),
         }
 
@@ -191,7 +198,7 @@ class TextGeneration(Problem):
         self, rows: pl.DataFrame, outputs: Arrays, signature: Signature, calibration: Mapping[str, float]
     ) -> pl.DataFrame:
         # What lies behind the fourth place depends on what was computed beside it.
-        bits_N = np.round(outputs["nll"] / np.log(2) / _num_bytes(rows), 4)
+        bits_N = np.round(outputs["nll"] / np.log(2) / np.maximum(outputs["num_bytes"], 1), 4)
         written = outputs.get("continuation", np.full(len(rows), "", dtype=object))
         return pl.DataFrame({"continuation": list(written), "bits_per_byte": bits_N}, schema=_ANSWER)
 
@@ -232,6 +239,7 @@ class TextGeneration(Problem):
         bins: int,
     ) -> dict[str, NDArray[np.float64]]:
         scored = self.score(rows, answers, signature)
+        # A text that was not read to its end counts as one that goes on as it began.
         bytes_N = _num_bytes(rows)
         bits_R = weights_RN @ (scored["bits_per_byte"].to_numpy() * bytes_N)
         words_N = np.maximum(rows["text"].str.count_matches(r"\w+").to_numpy(), 1)
