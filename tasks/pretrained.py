@@ -8,7 +8,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.errors import ParamsError
+from tasks.errors import ParamsError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -17,6 +17,22 @@ if TYPE_CHECKING:
 
 PACKAGE = "package:"
 GGUF = ".gguf"
+
+# What transformers calls each size of an architecture without weights; one of two halves has two names for some.
+_SIZES = {
+    "hidden_size": ("hidden_size",),
+    "layers": ("num_hidden_layers", "decoder_layers"),
+    "heads": ("num_attention_heads", "decoder_attention_heads"),
+    "feed_forward_size": (
+        "intermediate_size",
+        "n_inner",
+        "ffn_dim",
+        "hidden_dim",
+        "encoder_ffn_dim",
+        "decoder_ffn_dim",
+    ),
+    "max_positions": ("max_position_embeddings",),
+}
 
 
 def locate(base: str) -> str:
@@ -84,14 +100,7 @@ def build(
     kind = getattr(transformers, head)
     if isinstance(base, Scratch):
         described = transformers.AutoConfig.for_model(
-            base.architecture,
-            vocab_size=vocabulary,
-            hidden_size=base.hidden_size,
-            num_hidden_layers=base.layers,
-            num_attention_heads=base.heads,
-            intermediate_size=base.feed_forward_size,
-            max_position_embeddings=base.max_positions,
-            **config,
+            base.architecture, vocab_size=vocabulary, **_sizes(base), **config
         )
         _set_dropout(described, dropout)
         scratch: PreTrainedModel = kind.from_config(described, attn_implementation=attention)
@@ -123,11 +132,33 @@ def build(
     return pretrained
 
 
+def _sizes(base: "Scratch") -> dict[str, int]:
+    """The sizes under the names that the architecture has for them. Raises ParamsError for one that it has no name for:
+    transformers takes any name, and builds the size that it is used to.
+    """
+    import transformers
+
+    if base.architecture not in transformers.CONFIG_MAPPING:
+        raise ParamsError(
+            f"base.architecture is {base.architecture!r}, which transformers does not have."
+            f"{did_you_mean(base.architecture, transformers.CONFIG_MAPPING)}"
+        )
+    usual = transformers.AutoConfig.for_model(base.architecture)
+    sizes: dict[str, int] = {}
+    for key, names in _SIZES.items():
+        size, known = getattr(base, key), [name for name in names if hasattr(usual, name)]
+        if not known:
+            raise ParamsError(
+                f"base.{key} is {size}, but {base.architecture} has no size of a name that is known here "
+                f"({', '.join(names)}). Use another base.architecture."
+            )
+        sizes.update(dict.fromkeys(known, size))
+    return sizes
+
+
 def _set_dropout(config: "PretrainedConfig", dropout: float) -> None:
     """Set every rate that this architecture has; transformers names them differently from one to the next."""
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "dropout_rate"):
-        if hasattr(config, name):
-            setattr(config, name, dropout)
-    for name in ("classifier_dropout", "seq_classif_dropout"):
-        if hasattr(config, name):
+    for name, rate in config.to_dict().items():
+        is_rate = "dropout" in name or name.endswith("_pdrop")
+        if is_rate and not isinstance(rate, bool) and isinstance(rate, float | int | None):
             setattr(config, name, dropout)

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
     from tasks.params import Scratch
 
-# Architectures whose halves have sizes of these names, and which learn from labels behind the start that they are told.
+# Architectures which learn from labels behind the start that they are told.
 _FROM_SCRATCH = ("bart", "marian", "pegasus")
 
 # Stands for the token with which a decoder begins, which is another one in each architecture; the graph puts it in.
 START = -1
 
 
-def sizes(base: "Scratch") -> dict[str, Any]:
-    """What Marian and its kin call the sizes of both halves, and how Marian begins: with the token for padding.
+def beginning(base: "Scratch") -> dict[str, Any]:
+    """How Marian begins, and then its kin as well: with the token for padding.
 
     Raises ParamsError for another architecture.
     """
@@ -33,17 +33,8 @@ def sizes(base: "Scratch") -> dict[str, Any]:
             f"base.architecture is {base.architecture!r}, which is no encoder-decoder that is built from scratch here."
             f"{did_you_mean(base.architecture, _FROM_SCRATCH)} Known: {', '.join(_FROM_SCRATCH)}."
         )
-    halves = {
-        f"{half}_{name}": size
-        for half in ("encoder", "decoder")
-        for name, size in (
-            ("layers", base.layers),
-            ("attention_heads", base.heads),
-            ("ffn_dim", base.feed_forward_size),
-        )
-    }
     begins = {"pad_token_id": 0, "decoder_start_token_id": 0, "eos_token_id": None, "forced_eos_token_id": None}
-    return {**halves, **begins, "scale_embedding": True}
+    return {**begins, "scale_embedding": True}
 
 
 def nothing_read(model: "PreTrainedModel", num_rows: int, num_places: int = EMPTY_PLACES) -> dict[str, NDArray[Any]]:

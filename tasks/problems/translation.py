@@ -114,9 +114,9 @@ class Translation(Problem):
         self, base: str | Scratch, vocabulary: int, signature: Signature, *, dropout: float, attention: str
     ) -> "PreTrainedModel":
         from tasks.pretrained import build
-        from tasks.problems._encoder_decoder import sizes
+        from tasks.problems._encoder_decoder import beginning
 
-        own = sizes(base) if isinstance(base, Scratch) else {}
+        own = beginning(base) if isinstance(base, Scratch) else {}
         model = build("AutoModelForSeq2SeqLM", base, vocabulary, dropout, attention, **own)
         if model.config.decoder_start_token_id is None:
             raise ParamsError(f"base is {base!r}, whose config.json does not say with which token its decoder begins.")
