@@ -67,7 +67,7 @@ def tokenize(
                 advance(len(rows))
         facts = {
             "max_tokens": params.max_tokens,
-            "pad_id": tokenizer.pad_token_id,
+            "pad_id": _pad_id(tokenizer),
             "shards": entries,
             "signature": signature,
             "tidy": read_json(clean / MANIFEST)["tidy"],
@@ -89,6 +89,13 @@ def _tokenizer(params: Tokenize, base: str | Scratch, clean: Path, problem: Prob
             "vocabulary: {algorithm: bpe, vocabulary: 8000}."
         )
     return load_tokenizer(base)
+
+
+def _pad_id(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """What fills up a batch. GPT-2's tokenizer and Llama's have no token for it, and any will do: the mask goes by
+    length.
+    """
+    return next((number for number in (tokenizer.pad_token_id, tokenizer.eos_token_id) if number is not None), 0)
 
 
 def _train_texts(clean: Path, problem: Problem) -> Iterator[str]:

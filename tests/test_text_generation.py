@@ -264,6 +264,19 @@ def test_a_tokenizer_without_an_end_is_refused() -> None:
         ends(Tokenizer(models.WordLevel({"a": 0}, unk_token="a")))
 
 
+@pytest.mark.parametrize("name", ["<|endoftext|>", "</s>", "<|im_end|>", "<eos>", "<|end_of_text|>", "[SEP]"])
+def test_a_tokenizer_that_only_names_its_end_begins_with_it_as_well(name: str) -> None:
+    from tokenizers import models
+
+    assert ends(Tokenizer(models.WordLevel({"a": 0, name: 1}, unk_token="a"))) == (1, 1)
+
+
+def test_a_tokenizer_that_strikes_out_as_well_ends_with_its_end() -> None:
+    from tokenizers import models
+
+    assert ends(Tokenizer(models.WordLevel({"a": 0, "</s>": 1, "<eos>": 2}, unk_token="a"))) == (2, 2)
+
+
 def slow_bits(train: list[str], text: str) -> float:
     """The formula, word for word."""
     learned = [[257] * 4 + list(one.encode()) + [256] for one in train]

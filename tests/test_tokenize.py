@@ -78,6 +78,23 @@ def test_the_base_model_s_tokenizer_is_kept_beside_its_tokens(tmp_path, reviews)
     assert load_tokens(tokens, "train")["input_ids"][0].to_list() == kept.encode(first).ids
 
 
+@pytest.mark.parametrize(("special", "pad_id"), [({"unk_token": "[UNK]", "eos_token": "[SEP]"}, 3), ({}, 0)])
+def test_a_tokenizer_without_padding_pads_with_its_end_or_with_anything(tmp_path, reviews, special, pad_id):
+    from transformers import PreTrainedTokenizerFast
+
+    learned = train_tokenizer(TrainedTokenizer(algorithm="bpe", vocabulary=400), reviews["text"].head(50))
+    PreTrainedTokenizerFast(tokenizer_object=learned.backend_tokenizer, **special).save_pretrained(tmp_path / "base")
+    tokens = run(tmp_path, reviews, tokenizer="base", base=str(tmp_path / "base"))
+    facts = read_json(tokens / "manifest.json")
+    assert facts["pad_id"] == pad_id
+    encoded = load_tokens(tokens, "train").sort(pl.col("input_ids").list.len()).gather([0, -1])
+    batch = PROBLEM.batch(encoded, facts["pad_id"])
+    short, long = encoded["input_ids"].list.len()
+    assert batch["attention_mask"].sum(axis=1).tolist() == [short, long]
+    assert set(batch["input_ids"][0, short:].tolist()) == {pad_id}
+    assert short < long
+
+
 def test_one_label_only_stops_with_its_name(tmp_path, reviews):
     with pytest.raises(DataError, match="one label only \\(positive\\)"):
         run(tmp_path, reviews.filter(pl.col("label") == "positive"))

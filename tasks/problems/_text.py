@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 # What a baseline counts. Every character that is no white space belongs to some word, so that no text is without any.
 WORD = r"\w+|[^\w\s]"
 
+# What the end of a text is called, by GPT-2's kin, Llama's, Gemma's and others'. The first that a tokenizer has counts:
+# Gemma's has </s> as well, for what is struck out.
+_ENDS = ("<eos>", "<|end_of_text|>", "<|endoftext|>", "</s>", "<|im_end|>", "[SEP]")
+
 
 def padded(encoded: pl.DataFrame, pad_id: int, also: Sequence[str] = ()) -> dict[str, NDArray[np.int64]]:
     """`input_ids` (BT), `attention_mask` (BT), and a list column of the same lengths for each name in `also`, with 0
@@ -45,12 +49,11 @@ def ends(tokenizer: "Tokenizer") -> tuple[int, int]:
     ids = tokenizer.encode("").ids
     if len(ids) == 2:
         return ids[0], ids[1]
-    named = [tokenizer.token_to_id(name) for name in ("<|endoftext|>", "</s>", "<|im_end|>", "[SEP]")]
-    last = next((number for number in named if number is not None), None)
+    last = next((number for name in _ENDS if (number := tokenizer.token_to_id(name)) is not None), None)
     if last is None:
         raise ParamsError(
-            "The tokenizer has no token for the end of a text (<|endoftext|>, </s>, <|im_end|>, [SEP]), so a decoder "
-            "would never stop. Use another base, or let tokenize.tokenizer learn one."
+            f"The tokenizer has no token for the end of a text ({', '.join(_ENDS)}), so a decoder would "
+            "never stop. Use another base, or let tokenize.tokenizer learn one."
         )
     return (ids[0] if ids else last), last
 
