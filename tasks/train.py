@@ -74,6 +74,7 @@ def train(
             if other != unfinished:  # of other data or params: nothing will ever go on from it
                 shutil.rmtree(other)
         model = build(problem, base, facts["vocabulary"], facts["signature"], params)
+        _check_reach(model, base, facts)
         # Two checkpoints with their optimizer's state, the best weights, and the result: about ten times the weights.
         require_space(checkpoint, 10 * sum(p.numel() * p.element_size() for p in model.parameters()))
         journal = Journal(unfinished, live, params, threads)
@@ -156,6 +157,27 @@ def build(
         for weights in frozen:
             weights.requires_grad_(False)
     return model
+
+
+def _check_reach(model: "PreTrainedModel", base: str | Scratch, facts: dict[str, Any]) -> None:
+    """Raises ParamsError where rows are longer, or tokens more, than the model has places for."""
+    max_tokens, positions = facts["max_tokens"], getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and 0 < positions < max_tokens:
+        known, more = (
+            ("base.max_positions", f"base.max_positions to {max_tokens}")
+            if isinstance(base, Scratch)
+            else (f"base {base!r}", "base to one that reads more")
+        )
+        raise ParamsError(
+            f"tokenize.max_tokens is {max_tokens}, but {known} gives the model {positions} positions. Set "
+            f"tokenize.max_tokens to {positions} at most, or {more}."
+        )
+    vocabulary, known_tokens = facts["vocabulary"], len(model.get_input_embeddings().get_parameter("weight"))
+    if vocabulary > known_tokens:
+        raise ParamsError(
+            f"tokenize.tokenizer has {vocabulary:,} tokens, but base {base!r} has weights for {known_tokens:,}. Set "
+            "tokenize.tokenizer to base, or to fewer tokens; or begin with a base from scratch."
+        )
 
 
 class Rows(Dataset[int]):

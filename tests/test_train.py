@@ -32,7 +32,7 @@ run(tokens, out, **changes)
 """
 
 
-def run(tokens: Path, out: Path, **changes) -> Path:
+def run(tokens: Path, out: Path, base=None, **changes) -> Path:
     from tests.conftest import tiny_params
 
     params = tiny_params()
@@ -45,7 +45,7 @@ def run(tokens: Path, out: Path, **changes) -> Path:
         out / "live",
         out / "work",
         params=section,
-        base=params.base,
+        base=base or params.base,
         threads=1,
         problem=PROBLEM,
     )
@@ -198,6 +198,25 @@ def test_frozen_weights_stay_and_the_others_move(tiny: Line, tmp_path):
 def test_freezing_a_module_that_is_not_there_names_those_that_are(tiny: Line, tmp_path):
     with pytest.raises(ParamsError, match=r"train\.freeze names 'embedding', .* Known: embeddings"):
         run(tiny.paths.tokens, tmp_path, freeze=["embedding"])
+
+
+def test_rows_that_are_longer_than_the_model_are_refused_before_anything_is_learned(tiny: Line, tmp_path):
+    short = tiny.params.base.model_copy(update={"max_positions": 47})
+    with pytest.raises(ParamsError, match=r"tokenize\.max_tokens is 48, but base\.max_positions .* 47 positions"):
+        run(tiny.paths.tokens, tmp_path, base=short)
+    signature = read_json(tiny.paths.tokens / "manifest.json")["signature"]
+    PROBLEM.build(short, 600, signature, dropout=0.0, attention="sdpa").save_pretrained(tmp_path / "short")
+    with pytest.raises(ParamsError, match=r"but base '.*/short' gives the model 47 positions\. Set .* to 47 at most"):
+        run(tiny.paths.tokens, tmp_path, base=str(tmp_path / "short"))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_base_has_weights_for_is_refused(tiny: Line, tmp_path):
+    facts = read_json(tiny.paths.tokens / "manifest.json")
+    small = PROBLEM.build(tiny.params.base, 300, facts["signature"], dropout=0.0, attention="sdpa")
+    small.save_pretrained(tmp_path / "small")
+    said = rf"tokenize\.tokenizer has {facts['vocabulary']} tokens, but base '.*/small' has weights for 300\."
+    with pytest.raises(ParamsError, match=said):
+        run(tiny.paths.tokens, tmp_path, base=str(tmp_path / "small"))
 
 
 def test_the_best_epoch_is_kept_and_training_stops_when_it_gets_no_better(tiny: Line, tmp_path):
