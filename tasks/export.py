@@ -163,14 +163,16 @@ def _turn_weights(graph: "GraphProto") -> None:
     from onnx import numpy_helper
 
     stored = {weight.name: weight for weight in graph.initializer}
+    turned_from = set()
     for node in [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in stored]:
         axes = next((list(given.ints) for given in node.attribute if given.name == "perm"), None)
         turned = numpy_helper.to_array(stored[node.input[0]]).transpose(axes)
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(turned), node.output[0]))
         graph.node.remove(node)
-    read = {name for node in graph.node for name in node.input}
-    for weight in [weight for weight in graph.initializer if weight.name not in read]:
-        graph.initializer.remove(weight)
+        turned_from.add(node.input[0])
+    read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
+    for name in turned_from - read:
+        graph.initializer.remove(stored[name])
 
 
 def _torch_outputs(

@@ -19,6 +19,7 @@ from tasks.errors import DataError
 from tasks.normalise import normalised, untidy
 from tasks.params import Tidy
 from tasks.problems import Problem, Signature
+from tasks.problems._decoder import KEPT
 from tasks.problems._text import begins_row
 from tasks.redact import redact, suspect
 from tasks.shards import read_json
@@ -118,7 +119,7 @@ class Runtime:
 
 
 def load_runtime(folder: Path, threads: int) -> Runtime:
-    """Open an exported model. Raises DataError naming the file that is missing or damaged."""
+    """Open an exported model. Raises DataError naming the file that is missing, damaged, or of another time."""
     from tokenizers import Tokenizer
 
     for name in FILES:
@@ -129,14 +130,20 @@ def load_runtime(folder: Path, threads: int) -> Runtime:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the Rust side raises Exception itself
         raise DataError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from None
+    problem, session = problems.load(facts["problem"]), open_session(folder / "model.onnx", threads)
+    if problem.decoding and not any(given.name.startswith(KEPT) for given in session.get_inputs()):
+        raise DataError(
+            f"{folder / 'model.onnx'} keeps what it has written as one array, and is read with one for each layer. "
+            "Export it again: `mill run`."
+        )
     return Runtime(
-        problem=problems.load(facts["problem"]),
+        problem=problem,
         signature=facts["signature"],
         tidy=Tidy.model_validate(facts["tidy"]),
         calibration=facts["calibration"],
         max_tokens=facts["max_tokens"],
         pad_id=facts["pad_id"],
-        session=open_session(folder / "model.onnx", threads),
+        session=session,
         tokenizer=tokenizer,
     )
 

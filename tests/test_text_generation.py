@@ -15,15 +15,17 @@ import torch
 from tokenizers import Tokenizer
 
 from tasks.errors import DataError, ParamsError
-from tasks.export import quantize, to_onnx
+from tasks.export import _turn_weights, quantize, to_onnx
 from tasks.params import Scratch, TrainedTokenizer
 from tasks.problems import _byte_ngram
-from tasks.problems._decoder import decoder_with_cache
+from tasks.problems._decoder import KEPT, decoder_with_cache
 from tasks.problems._text import ends
 from tasks.problems.text_generation import PROBLEM
-from tasks.runtime import open_session, run
+from tasks.runtime import load_runtime, open_session, run
+from tasks.shards import write_json
 from tasks.tokenize import train_tokenizer
 from tasks.writing import Sampling, Speaker, prompts_of, write
+from tests.conftest import TIDY
 
 MAX_TOKENS = 32
 TEXTS = PROBLEM.examples()["text"].to_list()
@@ -195,6 +197,48 @@ def test_a_compressed_decoder_has_no_product_with_a_weight_in_full_precision(
     products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm")]
     assert len(products) == 2 * model.config.num_hidden_layers, "those of attention alone"
     assert not any(is_weight(given) for node in products for given in node.input)
+
+
+def test_only_a_weight_that_was_turned_and_that_nobody_reads_as_it_was_is_left_out() -> None:
+    from onnx import TensorProto, helper, numpy_helper
+
+    names = ("turned", "read_as_well", "given_back", "unread")
+    graph = helper.make_graph(
+        [
+            helper.make_node("Transpose", [name], [f"{name}.T"], name=name, perm=[1, 0])
+            for name in ("turned", "read_as_well", "given_back")
+        ]
+        + [
+            helper.make_node("MatMul", ["x", "turned.T"], ["y"]),
+            helper.make_node("MatMul", ["y", "read_as_well"], ["z"]),
+        ],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2])],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("z", "given_back")],
+        [numpy_helper.from_array(np.float32([[1, 2], [3, 4]]), name) for name in names],
+    )
+    _turn_weights(graph)
+    stored = {weight.name: numpy_helper.to_array(weight).tolist() for weight in graph.initializer}
+    assert set(stored) == {"turned.T", "read_as_well", "read_as_well.T", "given_back", "given_back.T", "unread"}
+    assert stored["turned.T"] == [[1, 3], [2, 4]]
+    assert [node.op_type for node in graph.node] == ["MatMul", "MatMul"]
+
+
+def test_a_decoder_that_remembers_in_one_array_is_to_be_exported_again(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    to_onnx(PROBLEM, decoder("gpt2", tokenizer.get_vocab_size()), encoded(tokenizer, TEXTS[:2]), 0, path)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    facts = {"problem": PROBLEM.name, "signature": {}, "tidy": TIDY, "calibration": {}, "pad_id": 0}
+    write_json(tmp_path / "runtime.json", {**facts, "max_tokens": MAX_TOKENS})
+    assert load_runtime(tmp_path, 1).problem is PROBLEM
+    model = onnx.load(path)
+    for place, given in enumerate(one for one in model.graph.input if one.name.startswith(KEPT)):
+        for node in model.graph.node:
+            node.input[:] = [f"past_{place}" if name == given.name else name for name in node.input]
+        given.name = f"past_{place}"
+    onnx.save(model, path)
+    with pytest.raises(DataError, match=r"model\.onnx keeps .* Export it again: `mill run`"):
+        load_runtime(tmp_path, 1)
 
 
 def test_a_window_says_the_same_of_a_text_whoever_is_beside_it(exported: Any, tokenizer: Tokenizer) -> None:
