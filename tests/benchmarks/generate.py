@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.generate [--model NAME]
 
-Without a name the recipe's decoder is built with weights from a seed, since no speed depends on what they are; with one
-it is models/NAME/checkpoint, and the prompts are the beginnings of its test texts. Everybody gets the same prompts and
+Without a name the recipe's decoder is built with weights from a seed: its sizes decide how long a token takes, and
+what the weights are would only decide when a text ends, which none does here. With a name it is models/NAME/checkpoint
+of a model of text_generation, and the prompts are the beginnings of its test texts. Everybody gets the same prompts and
 writes the same number of tokens, the likeliest each time, with a cache and as many threads. They take turns, round by
 round, so that what else the machine does meets all of them; medians are shown.
 """
@@ -40,7 +41,7 @@ Tokens = list[list[int]]
 def main() -> None:
     """Print a line for each number of prompts side by side, and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=None, help="a model of params.yaml that writes; its line has been run")
+    parser.add_argument("--model", default=None, help="a model of text_generation, whose line has been run")
     parser.add_argument("--new", type=int, default=64, help="tokens that each prompt is followed by")
     parser.add_argument("--prompt", type=int, default=32, help="tokens of each prompt")
     parser.add_argument("--side-by-side", type=int, nargs="+", default=[1, 8])
@@ -140,8 +141,8 @@ def of_model(name: str, size: int) -> tuple[transformers.PreTrainedModel, Tokens
 
     paths = Paths(name)
     facts = read_json(paths.checkpoint / "signature.json")
-    if load_model(name).problem != PROBLEM.name:
-        raise SystemExit(f"{name} writes no text")
+    if (problem := load_model(name).problem) != PROBLEM.name:
+        raise SystemExit(f"{name} is of {problem}, and only what goes on with a prompt is measured: {PROBLEM.name}.")
     model = PROBLEM.build(str(paths.checkpoint), facts["vocabulary"], {}, dropout=0.0, attention="sdpa").eval()
     tokenizer = Tokenizer.from_file(str(paths.checkpoint / "tokenizer" / "tokenizer.json"))
     first, last = ends(tokenizer)
