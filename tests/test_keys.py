@@ -1,6 +1,7 @@
 """Who may ask for what: tasks/serving/keys.py, and the server that asks."""
 
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +67,16 @@ def test_a_client_that_asks_too_often_is_told_when_to_come_again(tmp_path: Path)
     assert 1 <= too_often.value.retry_after <= 30
     for _ in range(10):
         keys.admit(f"Bearer {fast}", "predict")
+
+
+def test_whoever_waits_as_long_as_was_said_is_let_in(tmp_path: Path) -> None:
+    key = add_key(tmp_path, "shop", ["predict"], 50)  # one each 1.2 s
+    keys = Keys(tmp_path, is_open=False)
+    with pytest.raises(TooOften) as too_often:
+        for _ in range(60):
+            keys.admit(f"Bearer {key}", "predict")
+    time.sleep(too_often.value.retry_after)
+    assert keys.admit(f"Bearer {key}", "predict") is not None
 
 
 def test_mistakes_with_keys_are_explained(tmp_path: Path) -> None:

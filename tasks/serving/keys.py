@@ -5,6 +5,7 @@ A key is 32 random bytes, so a plain SHA-256 of it cannot be guessed back; a pas
 
 import hashlib
 import hmac
+import math
 import secrets
 import threading
 import time
@@ -149,7 +150,7 @@ class Keys:
         left = min(most, left + (now - since) * most / 60)
         if left < 1:
             self._allowances[client.name] = (left, now)
-            raise TooOften(max(1, round((1 - left) * 60 / most)))
+            raise TooOften(math.ceil((1 - left) * 60 / most))
         self._allowances[client.name] = (left - 1, now)
 
 
