@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.params import load_flows
+from flows.server import url_of
 from flows.up import running
 from tasks.monitor import Subject
 from tasks.quality import compared_shadow, measured_quality, selection
@@ -60,14 +61,14 @@ def requests_of(root: Path, model: str) -> dict[str, float] | None:
     try:
         answer = httpx.get(f"{_address(root)}/metrics", headers=headers, timeout=_ANSWER_SECONDS)
         answer.raise_for_status()
-    except httpx.HTTPError:
+        return {
+            sample.labels["outcome"]: sample.value
+            for family in text_string_to_metric_families(answer.text)
+            for sample in family.samples
+            if sample.name == "modelmill_requests_total" and sample.labels["model"] == model
+        }
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError):  # ValueError: somebody else's page, and no figures
         return None
-    return {
-        sample.labels["outcome"]: sample.value
-        for family in text_string_to_metric_families(answer.text)
-        for sample in family.samples
-        if sample.name == "modelmill_requests_total" and sample.labels["model"] == model
-    }
 
 
 def _address(root: Path) -> str:
@@ -75,8 +76,7 @@ def _address(root: Path) -> str:
     if here is not None:
         return here.rstrip("/")
     serving = load_flows(root / "params.yaml").serve
-    host = "127.0.0.1" if serving.host in ("0.0.0.0", "::") else serving.host  # noqa: S104
-    return f"http://{host}:{serving.port}"
+    return url_of(serving.host, serving.port)
 
 
 def _running(root: Path) -> str | None:

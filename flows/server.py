@@ -119,6 +119,17 @@ def elsewhere() -> str | None:
     return f"Your Prefect profile `{name}` names {url}, which is not used. To use it: PREFECT_API_URL={url} mill up"
 
 
+def url_of(host: str, port: int) -> str:
+    """Where a client on this machine finds what listens there, also where it listens on all addresses."""
+    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+    return f"http://{bracketed(loopback.get(host, host))}:{port}"
+
+
+def bracketed(host: str) -> str:
+    """A host as URLs have it: an address of IPv6 stands in brackets (RFC 3986, section 3.2.2)."""
+    return f"[{host}]" if ":" in host else host
+
+
 def check_port(port: int, key: str, host: str = _HOST, what: str = "Prefect's server") -> None:
     """Raise ServerError, with who has it where that can be seen, where something listens on the port.
 

@@ -24,7 +24,7 @@ from flows.keeping import Kept
 from flows.logs import Log
 from flows.params import Flows, load_flows
 from flows.runner import scheduled_file
-from flows.server import Server, answers, check_port, choose, elsewhere
+from flows.server import Server, answers, check_port, choose, elsewhere, url_of
 from flows.worktree import home_of
 from tasks.errors import MillError
 from tasks.shards import read_json, write_json
@@ -139,7 +139,7 @@ def _run(home: Path, flows: Flows, lock: int, log: Log) -> None:
         process=os.getpid(),
         api=server.api,
         page=server.page,
-        serves=f"http://{flows.serve.host}:{flows.serve.port}",
+        serves=url_of(flows.serve.host, flows.serve.port),
         evidently=f"http://127.0.0.1:{flows.evidently.port}" if flows.evidently else None,
         since=datetime.now(UTC).isoformat(timespec="seconds"),
         log=str(log.file),
