@@ -13,7 +13,7 @@ import polars as pl
 
 from flows.events import NotHeard, emit_drift
 from flows.monitored import Memory, Progress, Watched
-from flows.params import Monitor
+from flows.params import Monitor, flows_of
 from flows.runs import asked_in_vain
 from tasks.labelling import worth_labelling
 from tasks.monitor import ALARM, Subject, sentence
@@ -57,14 +57,21 @@ def follow_up(
         return Followed(told=memory.told)
     enough = num_labels >= params.min_labels
     since = memory.versions.get(subject.version, Progress()).since
-    sentences, num_wanted = [], 0
-    if enough:
+    targets = ", ".join(_target_columns(subject))
+    sentences, num_wanted, wanted = [], 0, None
+    if enough or not targets:
         watched.wanted.unlink(missing_ok=True)
+        if not targets:
+            sentences.append(
+                f"{model} learns from texts alone, so no labels are asked for. What its source has by now is learned "
+                f"by mill retrain {model}"
+            )
     else:
+        wanted = watched.wanted
         num_wanted = _ask(model, params, watched, journal, subject, since)
         sentences.append(
             f"{num_labels} of {params.min_labels} labels stand that a retrain needs. {watched.wanted} names "
-            f"{num_wanted} rows worth labelling: fill in {_targets(subject)}, delete the other rows, and give it to "
+            f"{num_wanted} rows worth labelling: fill in {targets}, delete the other rows, and give it to "
             f"mill feedback {model} {watched.wanted}"
         )
     told, now = memory.told, datetime.now(UTC)
@@ -86,8 +93,15 @@ def follow_up(
             told = {"version": subject.version, "since": since, "enough": enough, "labels": num_labels}
             told |= {"at": now.isoformat()}
             if enough:
-                sentences.append(f"{num_labels} new labels stand, so a retrain was asked for.{_if_unread(root, model)}")
-    return Followed(tuple(sentences), told, None if enough else watched.wanted, num_wanted)
+                sentences.append(f"{num_labels} new labels stand{_retrain(root, model)}{_if_unread(root, model)}")
+    return Followed(tuple(sentences), told, wanted, num_wanted)
+
+
+def _retrain(root: Path, model: str) -> str:
+    """Whether what was made known starts one."""
+    if flows_of(model, root / "params.yaml").retrain is not None:
+        return ", so a retrain was asked for."
+    return f". flows.models.{model}.retrain of params.yaml is null, so nothing starts by itself: mill retrain {model}."
 
 
 def _if_unread(root: Path, model: str) -> str:
@@ -134,7 +148,3 @@ def _ask(model: str, params: Monitor, watched: Watched, journal: Windows, subjec
 def _target_columns(subject: Subject) -> list[str]:
     problem = subject.runtime.problem
     return [name for name in problem.columns if name not in problem.inputs]
-
-
-def _targets(subject: Subject) -> str:
-    return ", ".join(_target_columns(subject))

@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +18,9 @@ from flows.monitored import Memory, Progress, Watched
 from flows.params import load_flows
 from flows.registry import record_decision
 from flows.schedule import register
+from tasks import problems
 from tasks.shards import write_json
-from tests.conftest import Line
+from tests.conftest import REPOSITORY, Line
 from tests.deployments import applied, runs_of
 from tests.scheduled import RETRAIN
 from tests.waiting import wait_until
@@ -171,6 +173,34 @@ def test_an_alarm_is_told_again_where_it_is_another_or_enough_labels_have_come(t
     from flows.follow_up import is_news
 
     assert is_news(told, "v", 7, num_labels, 10) == is_told
+
+
+def test_where_no_retrain_is_set_up_it_is_said_with_the_command_and_none_is_claimed(world, client):
+    params = json.loads((world.root / "params.yaml").read_text())
+    params["flows"]["models"][MODEL]["retrain"] = None
+    write_json(world.root / "params.yaml", params)
+    world.label(dict.fromkeys(world.ask(ODD[: 2 * WINDOW])[:2], "negative"))
+    advice = " ".join(monitor(world.root, MODEL, say=lambda _: None).advice)
+    assert f"2 new labels stand. flows.models.{MODEL}.retrain of params.yaml is null" in advice
+    assert f"mill retrain {MODEL}" in advice
+    assert "asked for" not in advice
+
+
+def test_a_model_that_learns_from_texts_alone_is_asked_no_labels_for(tmp_path):
+    watched = Watched(tmp_path, MODEL)
+    watched.wanted.parent.mkdir(parents=True)
+    watched.wanted.write_text("id\n")  # of a time when its problem was another
+    told = {"version": "v", "since": 0, "enough": False, "labels": 0}
+    memory = Memory(versions={"v": Progress()}, told=told)
+    writer = SimpleNamespace(version="v", runtime=SimpleNamespace(problem=problems.load("text_generation")))
+    params = load_flows(REPOSITORY / "params.yaml").models["reviews"].monitor
+    last = {"verdict": "alarm", "number": 1}
+    followed = follow_up(tmp_path, MODEL, params, watched, None, memory, writer, last, 0, "")  # type: ignore[arg-type]
+    assert (followed.wanted, followed.num_wanted, watched.wanted.exists()) == (None, 0, False)
+    assert f"no labels are asked for. What its source has by now is learned by mill retrain {MODEL}" in " ".join(
+        followed.sentences
+    )
+    assert "fill in" not in " ".join(followed.sentences)
 
 
 def test_without_an_alarm_nothing_follows(tmp_path):
