@@ -18,4 +18,4 @@ class Watching(Section):
     seed: Seed
     min_labels: Count  # of predictions of the version in use: from so many on an alarm starts a retrain
     ask_labels: Count  # otherwise so many rows are named that are worth labelling
-    keep_pages: Count  # the newest windows whose Evidently page is kept; Evidently's own store keeps them all
+    keep_pages: Count  # the newest windows whose Evidently page is kept; of a thousand its own store keeps the figures
