@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import polars as pl
 
@@ -30,12 +29,10 @@ from flows.publish import owe
 from flows.store import changing, read_live
 from flows.worktree import check_out_data, worktree
 from tasks.errors import MillError
+from tasks.journal import Journal, LogNotEmptied
 from tasks.paths import Paths
 from tasks.release import GOLDEN
 from tasks.shards import read_json, write_json, write_parquet
-
-if TYPE_CHECKING:
-    from tasks.journal import Journal
 
 
 class PurgeError(MillError):
@@ -83,12 +80,15 @@ def check_needed(home: Path, model: str, erasure: Erasure, objects: Objects) -> 
 
 
 def purge(
-    home: Path, model: str, erasure: Erasure, wanted: Wanted, objects: Objects, journal: "Journal | None"
+    home: Path, model: str, erasure: Erasure, wanted: Wanted, objects: Objects, journal: Journal | None
 ) -> list[str]:
     """Delete what was found, and give a sentence for each thing that could not be. What is gone already, is gone."""
     left: list[str] = []
     if journal is not None:
-        journal.forget(sorted(erasure.predictions))
+        try:
+            journal.forget(sorted(erasure.predictions))
+        except LogNotEmptied as error:
+            left.append(str(error))
     keep_fates(known_fates(home, model), objects, erasure.objects, wanted)
     kept = set(_delete_files(home, model, erasure, wanted, left))
     with objects.locked():

@@ -25,6 +25,7 @@ _CONNECT = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,  # milliseconds
 }
+BUSY_MS = 10_000  # how long SQLite waits for whoever writes
 _STATEMENT_MS = 30_000  # of those that write; who reads a year of predictions may take longer
 
 
@@ -153,7 +154,7 @@ def _set_up_sqlite(connection: Any, _: Any) -> None:
     """
     connection.isolation_level = None  # sqlite3 begins no transaction by itself; _begin_sqlite does
     cursor = connection.cursor()
-    for pragma in ("busy_timeout=10000", "journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+    for pragma in (f"busy_timeout={BUSY_MS}", "journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

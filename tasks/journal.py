@@ -7,6 +7,7 @@ happens next.
 
 import json
 import os
+import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -22,7 +23,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from tasks.commits import GroupCommit
-from tasks.database import JournalError, in_turn, open_engine, reading, touch, writing
+from tasks.database import BUSY_MS, JournalError, in_turn, open_engine, reading, touch, writing
 from tasks.errors import quoted
 from tasks.journal_tables import FEEDBACK, PREDICTIONS
 from tasks.labels import Label
@@ -35,6 +36,12 @@ _ROWS_PER_BATCH = 1_000
 # Between two parts of many labels, predictions are written: SQLite lets one write at a time, and whoever waits looks
 # only now and then whether it may.
 _PAUSE_SECONDS = 0.02
+
+# Emptying SQLite's log waits for whoever reads the journal as it was before. Nobody can write meanwhile, so it waits
+# briefly, lets others write, and tries again.
+_EMPTYING_MS = 100
+_WRITING_SECONDS = 0.3
+_EMPTYING_SECONDS = 15
 
 _EMBEDDING = np.dtype("<f2")
 
@@ -74,6 +81,10 @@ class UnknownPrediction(JournalError):
     """A label is about what no model has answered."""
 
 
+class LogNotEmptied(JournalError):
+    """What was deleted is gone from the journal, and still stands in SQLite's log."""
+
+
 class Journal:
     """An open journal. Threads may share it."""
 
@@ -81,6 +92,7 @@ class Journal:
         self._engine = engine
         self._name = name  # for messages: never the URL, which may hold a password
         self._commits = GroupCommit(self._write, self._touch)
+        self._is_log_due = False  # whether something was deleted that may still stand in SQLite's log
 
     @property
     def num_waiting(self) -> int:
@@ -239,7 +251,8 @@ class Journal:
     def purge(self, before_us: int) -> int:
         """Forget the predictions from before that time, with their labels; how many they were.
 
-        A thousand at a time: whoever writes meanwhile waits for those alone.
+        A thousand at a time: whoever writes meanwhile waits for those alone. Raises LogNotEmptied where they have gone,
+        and SQLite's log holds them still; the next purge tries that again.
         """
         old = sa.select(PREDICTIONS.c.id).where(PREDICTIONS.c.at_us < before_us).limit(_ROWS_PER_BATCH)
         num_gone = 0
@@ -247,11 +260,19 @@ class Journal:
             with self._begin() as connection:
                 num_found = self._delete(connection, list(connection.execute(old).scalars()))
             num_gone += num_found
+            self._is_log_due |= num_found > 0
             if num_found < _ROWS_PER_BATCH:
-                return num_gone
+                break
+        if self._is_log_due:
+            self._empty_log()
+        return num_gone
 
     def forget(self, prediction_ids: Sequence[str]) -> int:
-        """Take predictions out, with their labels and what a challenger said to the same; how many there were."""
+        """Take predictions out, with their labels and what a challenger said to the same; how many there were.
+
+        Raises LogNotEmptied where they have gone, and SQLite's log holds them still. The same once more tries that
+        again, though there is nothing left to take out.
+        """
         num_gone = 0
         for start in range(0, len(prediction_ids), _ROWS_PER_BATCH):
             some = prediction_ids[start : start + _ROWS_PER_BATCH]
@@ -260,8 +281,7 @@ class Journal:
                     PREDICTIONS.c.id.in_(some) | PREDICTIONS.c.shadow_of.in_(some)
                 )
                 num_gone += self._delete(connection, list(connection.execute(chosen).scalars()))
-        if self._engine.dialect.name == "sqlite":
-            self._empty_log()
+        self._empty_log()
         return num_gone
 
     def asked(self, inputs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -311,12 +331,36 @@ class Journal:
             touch(connection)
 
     def _empty_log(self) -> None:
-        """Bring what was deleted out of SQLite's log as well, where its pages stand until they are written over."""
+        """Bring what was deleted out of SQLite's log as well, where its pages stand until they are written over.
+
+        Raises LogNotEmptied.
+        """
+        if self._engine.dialect.name == "sqlite":
+            until = time.monotonic() + _EMPTYING_SECONDS
+            while not self._emptied():
+                if time.monotonic() > until:
+                    raise LogNotEmptied(
+                        f"What was deleted still stands in {self._name}-wal: somebody has been reading the journal "
+                        f"for {_EMPTYING_SECONDS} s, as a backup does. Once that has ended, the same again empties it."
+                    )
+                time.sleep(_WRITING_SECONDS)
+        self._is_log_due = False
+
+    def _emptied(self) -> bool:
         connection = self._engine.raw_connection()  # a transaction would be in the way
         try:
-            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            cursor = connection.cursor()
+            cursor.execute(f"PRAGMA busy_timeout={_EMPTYING_MS}")
+            try:
+                # Of being in somebody's way it says so in its row, and raises nothing.
+                is_busy, *_ = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            finally:
+                cursor.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+        except sqlite3.Error as error:
+            raise LogNotEmptied(f"What was deleted still stands in {self._name}-wal: {error}.") from None
         finally:
             connection.close()
+        return not is_busy
 
     @contextmanager
     def _begin(self) -> "Iterator[Connection]":

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from flows.pull import pull
 from flows.status import _forgotten, _of_branches
 from flows.trace import trace_row
 from flows.worktree import Busy
+from tasks import journal as journals
 from tasks.forgotten import read_forgotten
 from tasks.ids import AFTER_KEY
 from tasks.journal import Label, open_journal
@@ -313,6 +315,22 @@ def test_a_remote_that_is_away_is_said_and_purged_the_next_time(world, capsys):
     assert holders(world, row)
     assert go(world, row) == 0
     assert holders(world, row) == []
+
+
+def test_a_journal_that_is_being_read_is_said_and_purged_the_next_time(world, capsys, monkeypatch):
+    monkeypatch.setattr(journals, "_EMPTYING_SECONDS", 0.5)
+    row = world.row("train", world.second)
+    asked = world.predict(1, world.text(row), registry.champion(world.root, "films").release)
+    reader = sqlite3.connect(world.root / ".mill/journal.sqlite", isolation_level=None)
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT id FROM predictions").fetchone() == (asked,)
+    assert go(world, row) == 1
+    assert "NOT PURGED: What was deleted still stands in" in capsys.readouterr().out
+    assert holders(world, row)
+    reader.execute("ROLLBACK")  # its connection stays, or SQLite would empty the log as the last one closes
+    assert go(world, row) == 0
+    assert holders(world, row) == []
+    reader.close()
 
 
 def test_nothing_is_done_before_somebody_has_agreed(world, capsys, monkeypatch):

@@ -1,10 +1,11 @@
 """Predictions and the labels that come later, in SQLite and in a real PostgreSQL: tasks/journal.py."""
 
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,7 +16,7 @@ import sqlalchemy as sa
 
 from tasks import journal as journals
 from tasks.database import JournalError, open_engine, reading, writing
-from tasks.journal import Journal, Prediction, UnknownPrediction, open_journal
+from tasks.journal import Journal, LogNotEmptied, Prediction, UnknownPrediction, open_journal
 from tasks.labels import Label
 from tests.conftest import REPOSITORY
 from tests.postgres_server import PASSWORD, Server, started
@@ -378,4 +379,38 @@ def test_of_what_is_forgotten_no_byte_is_left_in_sqlites_files(tmp_path: Path) -
         assert "film 7 ⟨".encode() not in content, file
         assert b"unheard-of" not in content, file
     assert "film 8 ⟨".encode() in (tmp_path / "journal.sqlite").read_bytes()
+    journal.close()
+
+
+def in_files(folder: Path, text: str) -> list[str]:
+    return [file.name for file in sorted(folder.iterdir()) if text.encode() in file.read_bytes()]
+
+
+def test_of_what_is_too_old_no_byte_is_left_either(tmp_path: Path) -> None:
+    journal = open_journal(f"sqlite:///{tmp_path}/journal.sqlite")
+    write(journal, *(prediction(number) for number in range(20)))
+    assert journal.purge(before_us=10_000_000) == 10
+    assert in_files(tmp_path, "film 7 ⟨") == []
+    assert in_files(tmp_path, "film 17 ⟨") == ["journal.sqlite"]
+    journal.close()
+
+
+@pytest.mark.parametrize("forget", [lambda one: one.forget([f"{7:032d}"]), lambda one: one.purge(before_us=8_000_000)])
+def test_a_log_that_somebody_reads_is_said_and_emptied_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: Callable[[Journal], int]
+) -> None:
+    monkeypatch.setattr(journals, "_EMPTYING_SECONDS", 0.5)
+    journal = open_journal(f"sqlite:///{tmp_path}/journal.sqlite")
+    write(journal, *(prediction(number) for number in range(20)))
+    reader = sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT count(*) FROM predictions").fetchone() == (20,)
+    with pytest.raises(LogNotEmptied, match=r"still stands in .*journal\.sqlite-wal: somebody has been reading"):
+        forget(journal)
+    assert journal.find(f"{7:032d}") is None
+    assert "journal.sqlite-wal" in in_files(tmp_path, "film 7 ⟨")
+    write(journal, prediction(21))  # nobody is kept waiting by it
+    reader.close()
+    assert forget(journal) == 0
+    assert in_files(tmp_path, "film 7 ⟨") == []
     journal.close()

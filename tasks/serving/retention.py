@@ -5,7 +5,7 @@ import threading
 import time
 
 from tasks.database import JournalError
-from tasks.journal import Journal
+from tasks.journal import Journal, LogNotEmptied
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ class Retention:
         while True:
             try:
                 num_gone = self._journal.purge(time.time_ns() // 1000 - self._keep_days * _US_PER_DAY)
+            except LogNotEmptied as error:
+                log.warning("forgotten, and not overwritten yet", extra={"reason": str(error)})
             except JournalError as error:
                 log.error("nothing was forgotten", extra={"reason": str(error)})
             else:
