@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from flows.git import git
+from flows.landing import PROMOTE
 from flows.monitored import Watched
 from flows.registry import Version, champion, decisions, told_at, versions
+from flows.tags import CHAMPION, Tag, promotions
 from flows.worktree import home_of
 from tasks.attribution import Part
 from tasks.paths import Paths
@@ -35,12 +37,13 @@ _WORDS = {
     "refused": "refused",
     "ask": "asks a person",
     "registered": "registered",
+    "rollback": "back in use",
 }
 
 
 @dataclass(frozen=True)
 class Happened:
-    """One decision, or a version that no decision stands behind: when, what came of it, and its gate's page."""
+    """One decision, a version that no decision stands behind, or a rollback: when, what came of it, the gate's page."""
 
     when: datetime
     outcome: str  # a key of _WORDS
@@ -192,30 +195,64 @@ def _traffic(journal: "Journal", model: str) -> list[Stretch]:
 
 
 def _happened(home: Path, model: str) -> list[Happened]:
-    """What was decided about the model's challengers, and the versions that were made by hand, the earliest first."""
+    """What was decided about the model's challengers, what was put in use, and versions made by hand, in order.
+
+    A decision that a promotion followed is told as that promotion, whoever promoted and whatever the gate had said.
+    """
     pages, made = _gate_pages(home, model), []
-    numbers = {version.commit: version for version in versions(home, model)}
-    for decision in decisions(home, model):
-        version = numbers.pop(decision["commit"], None)
-        told = told_at(home, decision["commit"], model)
-        outcome = "promoted" if version and decision["verdict"] == "promote" else str(decision["verdict"])
-        if told.get("verdict") == "refused":
-            outcome = "refused"
-        made.append(
-            Happened(
-                decision["when"],
-                outcome if outcome in _WORDS else "registered",
-                version.number if version else decision["when"].strftime("%d %b"),
-                str(decision["sentence"]),
-                version.metric if version else told.get("headline"),
-                pages.get(decision["commit"]),
-            )
+    known = {version.commit: version for version in versions(home, model)}
+    decided, moves = decisions(home, model), _champion_tags(home, model)
+    followed = _promotions_of(decided, moves)
+    for decision in decided:
+        commit, version, move = decision["commit"], known.get(decision["commit"]), followed.get(decision["tag"])
+        told = told_at(home, commit, model)
+        outcome = "refused" if told.get("verdict") == "refused" else str(decision["verdict"])
+        name = version.number if version else decision["when"].strftime("%d %b")
+        one = Happened(
+            decision["when"],
+            outcome if outcome in _WORDS else "registered",
+            name,
+            str(decision["sentence"]),
+            version.metric if version else told.get("headline"),
+            pages.get(commit),
         )
-    by_hand = [
+        if move is not None:
+            # Where the gate promotes, its sentence says more than the tag, which has what started the run.
+            sentence = one.sentence if decision["verdict"] == PROMOTE else _why(move)
+            one = replace(one, when=move.when, outcome="promoted", sentence=sentence)
+        made.append(one)
+    for move in moves:
+        if move not in followed.values():
+            version = known.get(move.commit)
+            name, metric = (version.number, version.metric) if version else (move.commit[:10], None)
+            outcome = "rollback" if move.facts.get("rollback") else "promoted"
+            made.append(Happened(move.when, outcome, name, _why(move), metric, None))
+    told_of = {decision["commit"] for decision in decided} | {move.commit for move in moves}
+    made += [
         Happened(version.when, "registered", version.number, version.why, version.metric, None)
-        for version in numbers.values()
+        for version in known.values()
+        if version.commit not in told_of
     ]
-    return sorted([*made, *by_hand], key=lambda one: one.when)
+    return sorted(made, key=lambda one: one.when)
+
+
+def _champion_tags(home: Path, model: str) -> list[Tag]:
+    return [tag for tag in promotions(home, model) if tag.name.split("#")[1] == CHAMPION]
+
+
+def _promotions_of(decided: Sequence[Mapping[str, Any]], moves: Sequence[Tag]) -> dict[str, Tag]:
+    """The first promotion after a decision, by the decision's tag: of several about a commit the last one before it."""
+    found: dict[str, Tag] = {}
+    for move in moves:
+        before = [one for one in decided if one["commit"] == move.commit and one["when"] <= move.when]
+        if before and not move.facts.get("rollback"):
+            found.setdefault(before[-1]["tag"], move)
+    return found
+
+
+def _why(move: Tag) -> str:
+    how = "forced: " if move.facts.get("overrides") else ""
+    return f"{how}{move.facts.get('why') or move.sentence}"
 
 
 def _gate_pages(home: Path, model: str) -> dict[str, str]:
