@@ -1,15 +1,19 @@
 """`mill serve`: the model server, in the foreground."""
 
 import errno
+import logging
 import os
 import socket
 import sys
 from pathlib import Path
 
-from flows.params import load_flows
+from flows.params import Flows, load_flows
+from flows.server import bracketed
 from tasks.errors import MillError
 from tasks.serving.keys import BadKey, Keys, is_loopback, keys_file
 from tasks.serving.settings import Keeping, Serving
+
+log = logging.getLogger(__name__)
 
 
 class PortTaken(MillError):
@@ -43,8 +47,9 @@ def serve(root: Path, *, port: int | None = None) -> None:
     journal = open_journal(journal_url(root, flows.journal))
     log_json()
     host, bound = listener.getsockname()[:2]
-    said = f"Serving on http://{host}:{bound}: a page for people, and /docs for programs. Ctrl-C stops it."
+    said = f"Serving on http://{bracketed(host)}:{bound}: a page for people, and /docs for programs. Ctrl-C stops it."
     print(said, file=sys.stderr, flush=True)
+    _follow_challengers(root, flows)
     app = create_app(
         Live(root, serving),
         serving,
@@ -64,6 +69,17 @@ def serve(root: Path, *, port: int | None = None) -> None:
         timeout_graceful_shutdown=30,
     )
     uvicorn.Server(config).run([listener])  # on uvloop
+
+
+def _follow_challengers(root: Path, flows: Flows) -> None:
+    """Let the shadow be what params.yaml asks for now, and not what it asked for when a retrain last decided."""
+    from flows.shadow import follow_challenger, shadow_file
+
+    if not (flows.serve.shadow or shadow_file(root).exists()):
+        return
+    for model in flows.models:
+        if told := follow_challenger(root, model):
+            log.info(told)
 
 
 def journal_url(root: Path, keeping: Keeping) -> str:

@@ -11,6 +11,7 @@ from flows.shadow import follow_challenger, shadow_file
 from tasks.release import MANIFEST, open_release
 from tasks.shards import read_json, sha256_of, write_json
 from tests.registered import History
+from tests.test_serve_command import mill_serve, settings
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -69,6 +70,19 @@ def test_where_params_ask_for_none_there_is_none(history: History) -> None:
     write_json(history.root / "params.yaml", params)
     assert follow_challenger(history.root, "films") is None
     assert in_shadow(history) is None
+
+
+def test_what_params_ask_for_is_followed_when_the_server_starts(history: History) -> None:
+    promote(history.root, history.version(1), why="the first")
+    history.decide(2, "keep")
+    settings(history.root, port=0)
+    with mill_serve(history.root):
+        entry = in_shadow(history)
+    assert entry is not None
+    assert entry["version"] == history.releases[1]
+    settings(history.root, shadow=0)
+    with mill_serve(history.root):
+        assert in_shadow(history) is None
 
 
 def test_files_that_cannot_be_had_are_said_and_stop_nothing(history: History) -> None:
