@@ -216,10 +216,10 @@ def _happened(home: Path, model: str) -> list[Happened]:
             version.metric if version else told.get("headline"),
             pages.get(commit),
         )
-        if move is not None:
-            # Where the gate promotes, its sentence says more than the tag, which has what started the run.
-            sentence = one.sentence if decision["verdict"] == PROMOTE else _why(move)
-            one = replace(one, when=move.when, outcome="promoted", sentence=sentence)
+        if move is not None and decision["verdict"] == PROMOTE and "overrides" not in move.facts:
+            one = replace(one, outcome="promoted")  # by the gate, whose sentence says more than the tag
+        elif move is not None:
+            one = replace(one, when=move.when, outcome="promoted", sentence=_why(move))
         made.append(one)
     for move in moves:
         if move not in followed.values():
