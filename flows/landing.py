@@ -55,7 +55,7 @@ def land(root: Path, decision: Mapping[str, Any], commit: str, release: "Release
     owe(root, commit)
     put_on_live(root, model, commit)
     version = register(root, model, commit, release=release, why=why)
-    promote(root, version, why=why, beside=(decision["champion"],))
+    promote(root, version, why=why, decision=decision)
     return version
 
 

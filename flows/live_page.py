@@ -13,7 +13,7 @@ from flows.git import git
 from flows.landing import PROMOTE
 from flows.monitored import Watched
 from flows.registry import Version, champion, decisions, told_at, versions
-from flows.tags import CHAMPION, Tag, promotions
+from flows.tags import Tag, promotions
 from flows.worktree import home_of
 from tasks.attribution import Part
 from tasks.paths import Paths
@@ -201,7 +201,7 @@ def _happened(home: Path, model: str) -> list[Happened]:
     """
     pages, made = _gate_pages(home, model), []
     known = {version.commit: version for version in versions(home, model)}
-    decided, moves = decisions(home, model), _champion_tags(home, model)
+    decided, moves = decisions(home, model), promotions(home, model)
     followed = _promotions_of(decided, moves)
     for decision in decided:
         commit, version, move = decision["commit"], known.get(decision["commit"]), followed.get(decision["tag"])
@@ -234,10 +234,6 @@ def _happened(home: Path, model: str) -> list[Happened]:
         if version.commit not in told_of
     ]
     return sorted(made, key=lambda one: one.when)
-
-
-def _champion_tags(home: Path, model: str) -> list[Tag]:
-    return [tag for tag in promotions(home, model) if tag.name.split("#")[1] == CHAMPION]
 
 
 def _promotions_of(decided: Sequence[Mapping[str, Any]], moves: Sequence[Tag]) -> dict[str, Tag]:

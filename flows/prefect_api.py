@@ -33,8 +33,7 @@ def find_server(root: Path) -> str | None:
 
         if running := running_api(root):
             return running
-    if not named and _may_be_in_settings():
-        named = _in_settings()
+        named = _in_settings() if _may_be_in_settings() else None
     if not named:
         return None
     if error := silence(named):

@@ -28,8 +28,9 @@ from flows.objects import Objects, StoreAway
 from flows.publish import owe
 from flows.store import changing, read_live
 from flows.worktree import check_out_data, worktree
+from tasks.database import LogNotEmptied
 from tasks.errors import MillError
-from tasks.journal import Journal, LogNotEmptied
+from tasks.journal import Journal
 from tasks.paths import Paths
 from tasks.release import GOLDEN
 from tasks.shards import read_json, write_json, write_parquet

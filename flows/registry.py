@@ -94,14 +94,20 @@ def register(root: Path, model: str, commit: str, *, release: Release, why: str)
 
 
 def promote(
-    root: Path, version: Version, *, why: str, force: bool = False, beside: tuple[str | None] | None = None, **told: Any
+    root: Path,
+    version: Version,
+    *,
+    why: str,
+    force: bool = False,
+    decision: Mapping[str, Any] | None = None,
+    **told: Any,
 ) -> str:
     """Make a version the champion and put it in use; the promotion's tag, which is the last one where it is champion.
 
     Its files are in the store and checked before the tag is written, and live.json follows the tag: whatever happens in
-    between, `settle` finishes it. `told` goes into the tag. `beside` holds the champion's tag, or None, with which the
-    version was compared. Raises MillError where the files cannot be had whole, RegistryError where another is the
-    champion by now, and, unless forced, where the release was refused.
+    between, `settle` finishes it. `told` goes into the tag. `decision` is the gate's, where it follows from one. Raises
+    MillError where the files cannot be had whole, and RegistryError where another has become the champion since the
+    decision, or, unless forced, where the release was refused.
     """
     home = home_of(root)
     with changing(home):
@@ -109,8 +115,8 @@ def promote(
         if not release.accepted and not force:
             raise RegistryError(f"{version.tag} was refused: {' '.join(release.reasons)}")
         stands = standing(home, version.model)
-        if beside is not None and not (stands and stands[-1].commit == version.commit):
-            _check_beside(champion(home, version.model), beside[0], version)
+        if decision is not None and not (stands and stands[-1].commit == version.commit):
+            _check_stands(champion(home, version.model), decision["champion"], version)
         while not stands or stands[-1].commit != version.commit:
             last = assignments(home, version.model)
             number = 1 + max((count_of(name, "#") for name in names(home, f"{version.model}#*")), default=0)
@@ -239,7 +245,7 @@ def _check_same(version: Version, release: Release) -> None:
         )
 
 
-def _check_beside(now: Version | None, compared: str | None, version: Version) -> None:
+def _check_stands(now: Version | None, compared: str | None, version: Version) -> None:
     if (now.tag if now else None) != compared:
         raise RegistryError(
             f"{version.tag} was compared with {compared or 'no champion'}, and {now.tag if now else 'none'} is the "

@@ -1,5 +1,7 @@
 """The journal's database: SQLite where nothing is said, any server that SQLAlchemy knows by URL."""
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,12 +27,22 @@ _CONNECT = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,  # milliseconds
 }
-BUSY_MS = 10_000  # how long SQLite waits for whoever writes
+_BUSY_MS = 10_000  # how long SQLite waits for whoever writes
 _STATEMENT_MS = 30_000  # of those that write; who reads a year of predictions may take longer
+
+# Emptying SQLite's log waits for whoever reads the journal as it was before. Nobody can write meanwhile, so it waits
+# briefly, lets others write, and tries again.
+_EMPTYING_MS = 100
+_WRITING_SECONDS = 0.3
+_EMPTYING_SECONDS = 15
 
 
 class JournalError(MillError):
     """The journal cannot be opened, read or written."""
+
+
+class LogNotEmptied(JournalError):
+    """What was deleted is gone from the journal, and still stands in SQLite's log."""
 
 
 def open_engine(url: str) -> tuple["Engine", str]:
@@ -135,6 +147,37 @@ def touch(connection: "Connection") -> None:
     connection.execute(sa.text("UPDATE alembic_version SET version_num = version_num"))
 
 
+def empty_log(engine: "Engine", name: str) -> None:
+    """Write over what was deleted in SQLite's log; other servers see to theirs. Raises LogNotEmptied."""
+    if engine.dialect.name != "sqlite":
+        return
+    until = time.monotonic() + _EMPTYING_SECONDS
+    while not _emptied(engine, name):
+        if time.monotonic() > until:
+            raise LogNotEmptied(
+                f"What was deleted still stands in {name}-wal: somebody has been reading the journal for "
+                f"{_EMPTYING_SECONDS} s, as a backup does. Once that has ended, the same again empties it."
+            )
+        time.sleep(_WRITING_SECONDS)
+
+
+def _emptied(engine: "Engine", name: str) -> bool:
+    connection = engine.raw_connection()  # a transaction would be in the way
+    try:
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA busy_timeout={_EMPTYING_MS}")
+        try:
+            # Of being in somebody's way it says so in its row, and raises nothing.
+            is_busy, *_ = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            cursor.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
+    except sqlite3.Error as error:
+        raise LogNotEmptied(f"What was deleted still stands in {name}-wal: {error}.") from None
+    finally:
+        connection.close()
+    return not is_busy
+
+
 def _set_up_postgresql(connection: Any, _: Any) -> None:
     cursor = connection.cursor()
     cursor.execute(f"SET statement_timeout = {_STATEMENT_MS}")
@@ -154,7 +197,7 @@ def _set_up_sqlite(connection: Any, _: Any) -> None:
     """
     connection.isolation_level = None  # sqlite3 begins no transaction by itself; _begin_sqlite does
     cursor = connection.cursor()
-    for pragma in (f"busy_timeout={BUSY_MS}", "journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+    for pragma in (f"busy_timeout={_BUSY_MS}", "journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

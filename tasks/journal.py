@@ -7,7 +7,6 @@ happens next.
 
 import json
 import os
-import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -23,7 +22,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from tasks.commits import GroupCommit
-from tasks.database import BUSY_MS, JournalError, in_turn, open_engine, reading, touch, writing
+from tasks.database import JournalError, empty_log, in_turn, open_engine, reading, touch, writing
 from tasks.errors import quoted
 from tasks.journal_tables import FEEDBACK, PREDICTIONS
 from tasks.labels import Label
@@ -36,12 +35,6 @@ _ROWS_PER_BATCH = 1_000
 # Between two parts of many labels, predictions are written: SQLite lets one write at a time, and whoever waits looks
 # only now and then whether it may.
 _PAUSE_SECONDS = 0.02
-
-# Emptying SQLite's log waits for whoever reads the journal as it was before. Nobody can write meanwhile, so it waits
-# briefly, lets others write, and tries again.
-_EMPTYING_MS = 100
-_WRITING_SECONDS = 0.3
-_EMPTYING_SECONDS = 15
 
 _EMBEDDING = np.dtype("<f2")
 
@@ -79,10 +72,6 @@ class Prediction:
 
 class UnknownPrediction(JournalError):
     """A label is about what no model has answered."""
-
-
-class LogNotEmptied(JournalError):
-    """What was deleted is gone from the journal, and still stands in SQLite's log."""
 
 
 class Journal:
@@ -331,36 +320,9 @@ class Journal:
             touch(connection)
 
     def _empty_log(self) -> None:
-        """Bring what was deleted out of SQLite's log as well, where its pages stand until they are written over.
-
-        Raises LogNotEmptied.
-        """
-        if self._engine.dialect.name == "sqlite":
-            until = time.monotonic() + _EMPTYING_SECONDS
-            while not self._emptied():
-                if time.monotonic() > until:
-                    raise LogNotEmptied(
-                        f"What was deleted still stands in {self._name}-wal: somebody has been reading the journal "
-                        f"for {_EMPTYING_SECONDS} s, as a backup does. Once that has ended, the same again empties it."
-                    )
-                time.sleep(_WRITING_SECONDS)
+        """Bring what was deleted out of SQLite's log as well, where its pages stand until they are written over."""
+        empty_log(self._engine, self._name)
         self._is_log_due = False
-
-    def _emptied(self) -> bool:
-        connection = self._engine.raw_connection()  # a transaction would be in the way
-        try:
-            cursor = connection.cursor()
-            cursor.execute(f"PRAGMA busy_timeout={_EMPTYING_MS}")
-            try:
-                # Of being in somebody's way it says so in its row, and raises nothing.
-                is_busy, *_ = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            finally:
-                cursor.execute(f"PRAGMA busy_timeout={BUSY_MS}")
-        except sqlite3.Error as error:
-            raise LogNotEmptied(f"What was deleted still stands in {self._name}-wal: {error}.") from None
-        finally:
-            connection.close()
-        return not is_busy
 
     @contextmanager
     def _begin(self) -> "Iterator[Connection]":

@@ -25,7 +25,7 @@ from flows.pull import pull
 from flows.status import _forgotten, _of_branches
 from flows.trace import trace_row
 from flows.worktree import Busy
-from tasks import journal as journals
+from tasks import database
 from tasks.forgotten import read_forgotten
 from tasks.ids import AFTER_KEY
 from tasks.journal import Label, open_journal
@@ -318,7 +318,7 @@ def test_a_remote_that_is_away_is_said_and_purged_the_next_time(world, capsys):
 
 
 def test_a_journal_that_is_being_read_is_said_and_purged_the_next_time(world, capsys, monkeypatch):
-    monkeypatch.setattr(journals, "_EMPTYING_SECONDS", 0.5)
+    monkeypatch.setattr(database, "_EMPTYING_SECONDS", 0.5)
     row = world.row("train", world.second)
     asked = world.predict(1, world.text(row), registry.champion(world.root, "films").release)
     reader = sqlite3.connect(world.root / ".mill/journal.sqlite", isolation_level=None)

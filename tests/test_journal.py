@@ -14,9 +14,10 @@ import polars as pl
 import pytest
 import sqlalchemy as sa
 
+from tasks import database
 from tasks import journal as journals
-from tasks.database import JournalError, open_engine, reading, writing
-from tasks.journal import Journal, LogNotEmptied, Prediction, UnknownPrediction, open_journal
+from tasks.database import JournalError, LogNotEmptied, open_engine, reading, writing
+from tasks.journal import Journal, Prediction, UnknownPrediction, open_journal
 from tasks.labels import Label
 from tests.conftest import REPOSITORY
 from tests.postgres_server import PASSWORD, Server, started
@@ -399,7 +400,7 @@ def test_of_what_is_too_old_no_byte_is_left_either(tmp_path: Path) -> None:
 def test_a_log_that_somebody_reads_is_said_and_emptied_the_next_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forget: Callable[[Journal], int]
 ) -> None:
-    monkeypatch.setattr(journals, "_EMPTYING_SECONDS", 0.5)
+    monkeypatch.setattr(database, "_EMPTYING_SECONDS", 0.5)
     journal = open_journal(f"sqlite:///{tmp_path}/journal.sqlite")
     write(journal, *(prediction(number) for number in range(20)))
     reader = sqlite3.connect(tmp_path / "journal.sqlite", isolation_level=None)

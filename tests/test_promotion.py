@@ -177,9 +177,9 @@ def test_a_champion_that_somebody_has_changed_in_the_last_moment_stays(history):
     third = history.another(4)
     promote(root, third, why="by a person")
     with pytest.raises(RegistryError, match=f"compared with films@v1.0.0, and {third.tag} is the champion by now"):
-        promote(root, history.version(2), why="by the gate", beside=("films@v1.0.0",))
+        promote(root, history.version(2), why="by the gate", decision={"champion": "films@v1.0.0"})
     assert champion(root, "films").tag == third.tag
-    promote(root, history.version(2), why="by the gate", beside=(third.tag,))
+    promote(root, history.version(2), why="by the gate", decision={"champion": third.tag})
     assert champion(root, "films").commit == history.commits[1]
 
 

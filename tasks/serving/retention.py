@@ -4,8 +4,8 @@ import logging
 import threading
 import time
 
-from tasks.database import JournalError
-from tasks.journal import Journal, LogNotEmptied
+from tasks.database import JournalError, LogNotEmptied
+from tasks.journal import Journal
 
 log = logging.getLogger(__name__)
 
