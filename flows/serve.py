@@ -15,6 +15,9 @@ from tasks.serving.settings import Keeping, Serving
 
 log = logging.getLogger(__name__)
 
+BACKLOG = 2048
+"""Connections that wait to be taken; the kernel may hold fewer."""
+
 
 class PortTaken(MillError):
     """Something else listens where the server should."""
@@ -65,6 +68,7 @@ def serve(root: Path, *, port: int | None = None) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        backlog=BACKLOG,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=30,
     )
@@ -99,6 +103,8 @@ def _listen(serving: Serving) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((serving.host, serving.port))
+        # At once: who reads that it serves can connect, and waits for an answer until the models are loaded.
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:

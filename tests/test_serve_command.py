@@ -16,13 +16,13 @@ import httpx
 import pytest
 from ruamel.yaml import YAML
 
-from flows.serve import PortTaken, serve
+from flows.serve import PortTaken, _listen, serve
 from tasks.journal import open_journal
 from tasks.release import read_release
 from tasks.serving.keys import BadKey, add_key
 from tasks.shards import read_json, write_json
 from tests.conftest import REPOSITORY, Line
-from tests.model_server import use
+from tests.model_server import SERVING, use
 
 START = "from flows.cli import main; main()"
 
@@ -113,6 +113,14 @@ def test_a_port_that_is_taken_is_said(root: Path) -> None:
         port = other.getsockname()[1]
         with pytest.raises(PortTaken, match=f"Port {port} of 127.0.0.1 is taken by another process"):
             serve(root, port=port)
+
+
+def test_who_connects_while_the_models_are_loading_waits_and_is_not_refused() -> None:
+    with _listen(SERVING) as listener, socket.create_connection(listener.getsockname(), timeout=5) as caller:
+        caller.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+        taken, _ = listener.accept()
+        with taken:
+            assert taken.recv(100).startswith(b"GET /healthz")
 
 
 def test_without_keys_it_serves_this_machine_alone(root: Path) -> None:
