@@ -3,7 +3,7 @@
 Each run is a process of its own in the repository, so it runs the code that is there by then.
 """
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from prefect.context import FlowRunContext
 from prefect.states import Completed, Failed
 
 from flows.cooldown import DRIFT, held_back, learned
-from flows.params import flows_of
+from flows.params import Schedule, flows_of
 from flows.runs import failed_runs, has_looked, runs_since
 from flows.worktree import Busy, home_of
 from tasks.errors import MillError
@@ -34,7 +34,7 @@ def retrain(model: str, why: str = "schedule", because: str = "") -> State[Any]:
             return held
         result = retrain_model(Path(), model, why=f"{why}: {because}" if because else why)
     except Busy as error:
-        return Completed(name="Busy", message=str(error))
+        return _in_the_way(error, flows_of(model).retrain)
     except MillError as error:
         return Failed(message=str(error))
     if result.verdict == "failed":
@@ -52,10 +52,21 @@ def monitor(model: str) -> State[Any]:
             return caught_up
         looked = look(Path(), model)
     except Busy as error:
-        return Completed(name="Busy", message=str(error))
+        return _in_the_way(error, flows_of(model).monitor)
     except MillError as error:
         return Failed(message=str(error))
     return Completed(name=looked.verdict.capitalize(), message=looked.sentence)
+
+
+def _in_the_way(error: Busy, schedule: Schedule | None) -> State[Any]:
+    """The end of a run that found another at work: a failure, so that it is told, where that one seems to hang.
+
+    The server's own look at silence cannot know it: this run has started.
+    """
+    if schedule and error.since and datetime.now(UTC) - error.since > timedelta(hours=schedule.silence_hours):
+        hours = f"{schedule.silence_hours:g} hours (silence_hours)"
+        return Failed(message=f"{error} That is more than {hours}, so it seems to hang, and nothing else is started.")
+    return Completed(name="Busy", message=str(error))
 
 
 def _caught_up() -> State[Any] | None:

@@ -44,7 +44,8 @@ def _take(lock: IO[str], model: str, file: Path) -> None:
             reason = f" ({holder['why']})" if holder.get("why") else ""
             raise Busy(
                 f"{model} is being retrained already, since {holder.get('since', 'a moment ago')}, by process "
-                f"{holder.get('process', 'unknown')}{reason}. Nothing was started; wait for it, or end it."
+                f"{holder.get('process', 'unknown')}{reason}. Nothing was started; wait for it, or end it.",
+                datetime.fromisoformat(holder["since"]) if "since" in holder else None,
             )
         time.sleep(0.2)
 

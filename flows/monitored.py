@@ -7,9 +7,11 @@ folder, and no other one twice.
 
 import contextlib
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,13 @@ class Watched:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise Busy(f"{self.folder.name} is being looked at already by another `mill monitor`.") from None
+                since = datetime.fromtimestamp(os.fstat(lock.fileno()).st_mtime, UTC)
+                raise Busy(
+                    f"{self.folder.name} is being looked at already by another `mill monitor`, since "
+                    f"{since.isoformat(timespec='seconds')}.",
+                    since,
+                ) from None
+            os.utime(lock.fileno())  # who comes second reads there since when it is held
             yield
 
     def read(self) -> Memory:

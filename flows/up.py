@@ -34,10 +34,14 @@ _READY_SECONDS = 180
 # The runner has to end a run, and the run its line.
 _PATIENCE_SECONDS = 75
 _SERVER_PATIENCE_SECONDS = 10
+# Between taking the lock and saying who has it: what is wanted is looked at, and the ports.
+_NAMED_SECONDS = 20
 # Between giving up the lock and being gone; where nobody takes leave of it, a process stays as a zombie.
 _LAST_BREATH_SECONDS = 5
 
 _DETACHED = "from pathlib import Path; from flows.up import stay; raise SystemExit(stay(Path()))"
+
+_HELD = "Something that an earlier `mill up` has started still holds"
 
 
 class UpError(MillError):
@@ -89,7 +93,7 @@ def up(root: Path, *, detach: bool = False) -> int:
 
 def down(root: Path) -> int:
     """Stop the `mill up` of this repository, and wait for its end. The exit code."""
-    found = running(root)
+    found = _named(root)
     if found is None:
         print("`mill up` does not run in this repository.")
         return 0
@@ -108,6 +112,16 @@ def down(root: Path) -> int:
         time.sleep(_POLL_SECONDS)
     print("Stopped.")
     return 0
+
+
+def _named(root: Path) -> Running | None:
+    """The `mill up` that runs, whose name may be still to come. Raises UpError where the lock is held without one."""
+    until = time.monotonic() + _NAMED_SECONDS
+    while (found := running(root)) is None and not _is_free(root):
+        if time.monotonic() > until:
+            raise UpError(f"{_HELD} {_folder(root) / 'lock'}. End it.")
+        time.sleep(_POLL_SECONDS)
+    return found
 
 
 def stay(root: Path) -> int:
@@ -296,7 +310,7 @@ def _alone(home: Path) -> Iterator[IO[str]]:
                     "`mill down` stops it."
                 )
             if time.monotonic() > until:
-                raise UpError(f"Something that an earlier `mill up` has started still holds {file}. End it.")
+                raise UpError(f"{_HELD} {file}. End it.")
             if not told and time.monotonic() > until - _PATIENCE_SECONDS + 1:
                 print("Waiting for the end of what a `mill up` that was killed had started.", flush=True)
                 told = True

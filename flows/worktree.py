@@ -10,6 +10,7 @@ import glob
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import IO
 
@@ -20,7 +21,11 @@ from tasks.params import CollectFiles, load_model
 
 
 class Busy(MillError):
-    """Another process is at the same work."""
+    """Another process is at the same work, since then where that is known."""
+
+    def __init__(self, message: str, since: datetime | None = None) -> None:
+        super().__init__(message)
+        self.since = since
 
 
 @dataclass(frozen=True)

@@ -287,6 +287,36 @@ def test_down_ends_the_run_and_everything_else(repository, started, prefect):
     assert mill(repository, "down").stdout == "`mill up` does not run in this repository.\n"
 
 
+# It holds the lock for a while before it says who it is.
+STARTING = """
+import fcntl, json, os, sys, time
+lock = open("lock", "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(1)
+here = {"process": os.getpid(), **dict.fromkeys(("api", "page", "serves", "evidently", "since", "log"), "")}
+json.dump(here, open("running.json", "w"))
+time.sleep(60)
+"""
+
+
+def test_down_also_ends_one_that_has_just_been_started(tmp_path):
+    git(tmp_path, "init", "-q")
+    (tmp_path / ".mill/up").mkdir(parents=True)
+    starting = subprocess.Popen(
+        [sys.executable, "-c", STARTING], cwd=tmp_path / ".mill/up", stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert starting.stdout is not None
+        assert starting.stdout.readline() == "held\n"
+        done = mill(tmp_path, "down")
+        assert (done.returncode, done.stdout) == (0, "Stopped.\n")
+        assert starting.wait(10) == -signal.SIGTERM
+    finally:
+        starting.kill()
+        starting.communicate()
+
+
 @pytest.mark.slow
 def test_killed_in_mid_run_all_ends_and_started_again_it_knows_what_became_of_it(repository):
     mill(repository, "down")
