@@ -33,6 +33,16 @@ def gate(model: Model, home: Annotated[Path, typer.Option("--home", help="The re
     print(judge_release(home, Path(), model))
 
 
+@app.command(hidden=True)
+def inputs(model: Model) -> None:
+    """Write down what this worktree's line would learn from, and check its gate. `mill retrain` asks for it."""
+    from flows.gating import check_gate
+    from flows.inputs import note_inputs
+
+    check_gate(model, Path("params.yaml"))
+    note_inputs(Path(), model)
+
+
 @app.command()
 def sync() -> None:
     """Bring the branch `live`, where scheduled runs land, into the branch you are on."""

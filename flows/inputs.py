@@ -18,12 +18,14 @@ from flows.params import flows_of
 from flows.stages import LineError, address_of, line_of
 from tasks.params import load_model
 from tasks.paths import Paths
-from tasks.shards import sha256_of
+from tasks.shards import sha256_of, write_text
 
 if TYPE_CHECKING:
     from dvc.dependency import Dependency
     from dvc.output import Output
     from dvc.stage import Stage
+
+INPUTS = Path(".mill") / "inputs.json"
 
 _ALWAYS = ("tasks", "requirements.lock")
 
@@ -54,6 +56,11 @@ def inputs_of(folder: Path, model: str) -> dict[str, Any]:
         "params": params.model_dump(mode="json", by_alias=True, serialize_as_any=True),
         "gate": flows_of(model, params_file).gate.model_dump(mode="json"),
     }
+
+
+def note_inputs(folder: Path, model: str) -> None:
+    """Leave the inputs of a worktree for whoever runs the line there, whose code may be another."""
+    write_text(folder / INPUTS, json.dumps(inputs_of(folder, model), default=str))
 
 
 def digest(inputs: Mapping[str, Any], champion: str | None) -> str:

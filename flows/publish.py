@@ -1,16 +1,20 @@
 """What retraining made, brought to where others get it: the data by DVC to its remote, the history by Git to its own.
 
 `.mill/unpushed` names the commits that still have to go out. A commit is noted before anything is sent and struck
-off after all of it has arrived, so that neither a kill nor a remote that is away for a night loses one.
+off after all of it has arrived, so that neither a kill nor a remote that is away for a night loses one. A DVC remote
+that nothing was sent to before gets all champions there have been, as far as the cache has them.
 """
 
 import contextlib
 import fcntl
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from flows.git import LIVE, GitError, attempt, check_live_is_free, git, tip
 from flows.merge import merge_by_model
+from flows.tags import promotions
 from flows.worktree import home_of
 from tasks.shards import read_json, write_json
 
@@ -48,23 +52,38 @@ def publish(root: Path, at: Path | None = None) -> str:
         if not waiting:
             file.unlink(missing_ok=True)
             return ""
-        store, failure = _push_data(at or home, waiting)
+        config = _config(at or home)
+        store = str(config.get("core", {}).get("remote") or "")
+        is_new = bool(store) and _mark_of(config, store) not in _read(_known(home))
+        failure = _push_data(at or home, store, sorted({*waiting, *_champions(home)}) if is_new else waiting)
+        if is_new and not failure:
+            write_json(_known(home), [*_read(_known(home)), _mark_of(config, store)])
         remote = _remote(home)
         if not failure and remote:
             failure = _push_history(at or home, home, remote)
         if failure:
             return f"Not pushed: {failure} It is noted in {file}, and tried again with the next retrain."
-        if not (undecided := no_default_of(at or home)):
+        if not (undecided := _no_default(config)):
             file.unlink()
     places = " and ".join([f"the DVC remote {store}"] * bool(store) + [f"the Git remote {remote}"] * bool(remote))
     return " ".join(said for said in (f"Pushed to {places}." if places else "", undecided) if said)
 
 
+def fetch_tags(home: Path) -> str:
+    """Fetch what other clones have decided and promoted; why not, where that fails. Empty without a remote."""
+    remote = _remote(home)
+    done = attempt(home, *_patient(home), "fetch", "--quiet", "--tags", remote) if remote else None
+    if done is None or not done.returncode:
+        return ""
+    return f"What other machines have promoted cannot be fetched from the Git remote {remote}: {_said(done.stderr)}"
+
+
 def no_default_of(folder: Path) -> str:
     """That DVC knows remotes and none of them as the default, so that data goes to none; empty where that is not so."""
-    from dvc.config import Config
+    return _no_default(_config(folder))
 
-    config = Config(dvc_dir=str(folder / ".dvc"))
+
+def _no_default(config: Mapping[str, Any]) -> str:
     names = sorted(config.get("remote", {}))
     if not names or config.get("core", {}).get("remote"):
         return ""
@@ -72,6 +91,32 @@ def no_default_of(folder: Path) -> str:
         f"Retraining's data is not pushed: DVC knows the remote {' and '.join(names)}, and none is the default. `dvc "
         f"remote default {names[0]}` makes it that, and the next retrain pushes what waits."
     )
+
+
+def _config(folder: Path) -> Mapping[str, Any]:
+    """DVC's configuration, as it is in a checkout."""
+    from dvc.config import Config
+
+    config: Mapping[str, Any] = Config(dvc_dir=str(folder / ".dvc"))
+    return config
+
+
+def _known(home: Path) -> Path:
+    """The DVC remotes that something was sent to before."""
+    return home / ".mill" / "published"
+
+
+def _mark_of(config: Mapping[str, Any], store: str) -> str:
+    """What a remote is known by; its address may hold a password."""
+    return hashlib.sha256(str(config.get("remote", {}).get(store, {}).get("url")).encode()).hexdigest()
+
+
+def _champions(home: Path) -> set[str]:
+    return {tag.commit for model in _models(home) for tag in promotions(home, model)}
+
+
+def _models(home: Path) -> list[str]:
+    return sorted({tag.split("@v")[0] for tag in git(home, "tag", "--list", "*@v*").splitlines()})
 
 
 @contextlib.contextmanager
@@ -88,13 +133,10 @@ def _read(file: Path) -> list[str]:
     return list(read_json(file)) if file.exists() else []
 
 
-def _push_data(at: Path, commits: list[str]) -> tuple[str, str]:
-    """The name of DVC's default remote, none where it has none, and why the data of the commits is not there yet."""
-    from dvc.config import Config
-
-    store = str(Config(dvc_dir=str(at / ".dvc")).get("core", {}).get("remote") or "")
+def _push_data(at: Path, store: str, commits: list[str]) -> str:
+    """Why the data of the commits is not in the DVC remote yet; empty once it is, or where there is none."""
     if not store:
-        return "", ""
+        return ""
     from dvc.exceptions import UploadError
     from dvc.lock import LockError
     from dvc.repo import Repo
@@ -109,12 +151,12 @@ def _push_data(at: Path, commits: list[str]) -> tuple[str, str]:
             if failed:
                 raise UploadError(len(failed))
     except UploadError as error:
-        return store, f"{error.amount} files did not reach the DVC remote {store}; `dvc push` says why."
+        return f"{error.amount} files did not reach the DVC remote {store}; `dvc push` says why."
     except LockError:
-        return store, f"another dvc command is running in {at}."
+        return f"another dvc command is running in {at}."
     except Exception as error:  # what a storage's own library raises where it is away or refuses
-        return store, f"the DVC remote {store} says: {_first_line(error)}"
-    return store, ""
+        return f"the DVC remote {store} says: {_first_line(error)}"
+    return ""
 
 
 def _remote(home: Path) -> str:
@@ -132,16 +174,12 @@ def _push_history(at: Path, home: Path, remote: str, attempts: int = _ATTEMPTS) 
 
     Why not, where it fails. What another clone has put on `live` is merged by model first, so many times at most.
     """
-    models = {tag.split("@v")[0] for tag in git(home, "tag", "--list", "*@v*").splitlines()}
     wanted = ["refs/heads/retrain/*", "refs/tags/decision/*", "refs/tags/forgotten/*"]
-    wanted += [f"refs/tags/{model}{kind}*" for model in sorted(models) for kind in ("@", "#")]
+    wanted += [f"refs/tags/{model}{kind}*" for model in _models(home) for kind in ("@", "#")]
     wanted += [f"refs/heads/{LIVE}"] if tip(home, f"refs/heads/{LIVE}") else []
-    has_own = attempt(home, "config", "core.sshCommand").returncode == 0
-    ssh = () if has_own else ("-c", f"core.sshCommand={_SSH}")
     done = attempt(
         at,
-        *_PATIENCE,
-        *ssh,
+        *_patient(home),
         "push",
         "--porcelain",
         remote,
@@ -154,7 +192,7 @@ def _push_history(at: Path, home: Path, remote: str, attempts: int = _ATTEMPTS) 
     if any(f"refs/heads/{LIVE}:" in line and ("fetch first" in line or "non-fast" in line) for line in refused):
         if not attempts:
             return f"`{LIVE}` of the Git remote {remote} moves faster than it can be merged with."
-        return _take_in(home, remote, ssh) or _push_history(at, home, remote, attempts - 1)
+        return _take_in(home, remote) or _push_history(at, home, remote, attempts - 1)
     if refused:
         _, names, why = (*refused[0].split("\t"), "", "")[:3]
         said = f"the Git remote {remote} refuses {names.split(':')[0]}: {why}. {_said(done.stderr)}".rstrip()
@@ -162,10 +200,16 @@ def _push_history(at: Path, home: Path, remote: str, attempts: int = _ATTEMPTS) 
     return f"the Git remote {remote} cannot be reached: {_said(done.stderr)}"
 
 
-def _take_in(home: Path, remote: str, ssh: Sequence[str]) -> str:
+def _patient(home: Path) -> list[str]:
+    """Git's options for a remote that may be away, and for ssh without anybody to answer it."""
+    has_own = attempt(home, "config", "core.sshCommand").returncode == 0
+    return [*_PATIENCE, *(() if has_own else ("-c", f"core.sshCommand={_SSH}"))]
+
+
+def _take_in(home: Path, remote: str) -> str:
     """Merge the remote's `live` into the one here; why not, where that fails."""
     theirs = f"refs/remotes/{remote}/{LIVE}"
-    fetched = attempt(home, *_PATIENCE, *ssh, "fetch", "--quiet", remote, f"+refs/heads/{LIVE}:{theirs}")
+    fetched = attempt(home, *_patient(home), "fetch", "--quiet", remote, f"+refs/heads/{LIVE}:{theirs}")
     if fetched.returncode:
         return f"the Git remote {remote} cannot be reached: {_said(fetched.stderr)}"
     before = git(home, "rev-parse", f"refs/heads/{LIVE}")

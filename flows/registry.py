@@ -6,7 +6,7 @@ reading needs no server and no checkout. What the tags say holds: `.mill/live.js
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -138,11 +138,15 @@ def promote(
         return stands[-1].name
 
 
-def settle(root: Path) -> list[str]:
+def _complain(said: str) -> None:
+    print(said, file=sys.stderr)
+
+
+def settle(root: Path, complain: Callable[[str], None] = _complain) -> list[str]:
     """Put in use what the tags say is the champion of each model, and give a sentence for each that had to be changed.
 
     So a promotion is finished whose process was killed, or that came with the tags of another clone. A champion whose
-    files cannot be had is said on standard error, and stops no other.
+    files cannot be had is said, on standard error where nobody takes it, and stops no other.
     """
     home, done = home_of(root), []
     for model in sorted({tag.name.split("#")[0] for tag in find(home, f"*#{CHAMPION}#*")}):
@@ -151,7 +155,7 @@ def settle(root: Path) -> list[str]:
                 if _follow(home, model):
                     done.append(f"{model}: {read_live(home)[model]['tag']} is in use now, as its tag says.")
         except MillError as error:
-            print(f"{model}: its champion could not be put in use. {error}", file=sys.stderr)
+            complain(f"{model}: its champion could not be put in use. {error}")
     return done
 
 

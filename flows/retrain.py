@@ -17,7 +17,7 @@ from flows.artifacts import KEPT_REPORTS
 from flows.as_flow import as_flow, is_in_flow_run
 from flows.child import mill
 from flows.git import attempt, check_live_is_free, check_repository, git, live_of, main_branch, tip
-from flows.inputs import digest, inputs_of
+from flows.inputs import INPUTS, digest
 from flows.landing import ASK, PROMOTE, finish, land
 from flows.locks import only_one
 from flows.merge import MergeConflict, merge_by_model
@@ -101,11 +101,14 @@ def _retrain(home: Path, model: str, api: str | None, *, force: bool, why: str, 
         code, said = mill(tree.folder, ["pull", model], env={}, keep=(lock, tree.lock), say=print)
         if code:
             return RetrainResult("failed", f"{model}: the source could not be looked at. {_last(said)}")
-        gating.check_gate(model, tree.folder / "params.yaml")
-        known = digest(inputs_of(tree.folder, model), _release_of(champion(home, model)))
+        code, said = mill(tree.folder, ["inputs", model], env={}, keep=(lock, tree.lock), say=print)
+        if code:
+            return RetrainResult("failed", f"{model}: nothing can be learned as it stands. {_last(said)}")
+        inputs = read_json(tree.folder / INPUTS)
+        known = digest(inputs, _release_of(champion(home, model)))
         if not force and (nothing := _nothing_new(home, model, known)):
             return RetrainResult("nothing", nothing)
-        run = _Run(home, tree, model, force, why, lock)
+        run = _Run(home, tree, model, inputs, force, why, lock)
         return as_flow("retrain", model, api, lambda server: _learn(run, known, server), _last_state)
 
 
@@ -116,6 +119,7 @@ class _Run:
     home: Path
     tree: Worktree
     model: str
+    inputs: Mapping[str, Any]
     force: bool
     why: str
     lock: int
@@ -218,7 +222,7 @@ def _nothing_made(run: _Run, release: Release, now: Version | None) -> str | Non
         return f"{run.model}: nothing to learn. The line makes the champion, {now.tag}, again."
     for decision in decisions(run.home, run.model):
         same = decision["challenger"] == release.version and decision["champion"] == (now.tag if now else None)
-        if same and decision.get("gate") == inputs_of(run.tree.folder, run.model)["gate"] and not run.force:
+        if same and decision.get("gate") == run.inputs["gate"] and not run.force:
             return f"{run.model}: nothing to learn. {release.version} was decided on before: {decision['sentence']}"
     return None
 
@@ -233,16 +237,16 @@ def _judge(run: _Run, release: Release) -> Mapping[str, Any]:
 
 def _decide(run: _Run, release: Release, now: Version | None, judged: Mapping[str, Any]) -> RetrainResult:
     """Commit, record the decision, and land what is to be promoted."""
-    inputs, verdict, sentence = inputs_of(run.tree.folder, run.model), judged["verdict"], judged["sentence"]
+    verdict, sentence = judged["verdict"], judged["sentence"]
     commit = _commit(run, f"{run.model}: {sentence}\n\nWhy: {run.why}.")
     decision = {
         "model": run.model,
         "verdict": verdict,
         "sentence": sentence,
-        "inputs_sha256": digest(inputs, _release_of(now)),
+        "inputs_sha256": digest(run.inputs, _release_of(now)),
         # The same inputs again, once the challenger is the champion, are nothing to learn either.
-        "inputs_after": digest(inputs, release.version),
-        "gate": inputs["gate"],
+        "inputs_after": digest(run.inputs, release.version),
+        "gate": run.inputs["gate"],
         "test_set": judged["test_set"],
         "alpha_spent": judged["alpha_spent"],
         "measured": judged.get("measured"),  # by a clock, so that it is in no report

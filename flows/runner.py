@@ -14,6 +14,8 @@ from uuid import UUID
 
 from flows.automations import Deployed
 from flows.params import Flows, load_flows
+from flows.publish import fetch_tags
+from flows.registry import settle
 from flows.schedule import planned, register
 from tasks.errors import MillError
 from tasks.shards import write_json
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 _LOOK_SECONDS = 5
 _POLL_SECONDS = 5
+_FOLLOW_SECONDS = 60
 
 
 def scheduled_file(home: Path) -> Path:
@@ -60,9 +63,12 @@ async def _serve(home: Path) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     _say(home, made)
-    watching = asyncio.create_task(_watch(home, flows, runner))
+    beside = [asyncio.create_task(_watch(home, flows, runner))]
+    if flows.server.work_pool is not None:
+        beside.append(asyncio.create_task(_follow(home)))
     await asyncio.wait((ended, asyncio.create_task(stop.wait())), return_when=asyncio.FIRST_COMPLETED)
-    watching.cancel()
+    for one in beside:
+        one.cancel()
     if not ended.done():
         await runner.astop()
     await ended
@@ -130,6 +136,26 @@ async def _watch(home: Path, at_start: Flows, runner: "Runner") -> None:
             continue
         held = wanted
         _say(home, made)
+
+
+async def _follow(home: Path) -> None:
+    """Put in use here what workers promote in clones of their own, and say what goes wrong, each thing once."""
+    last = ""
+    while True:
+        done, failed = await asyncio.to_thread(follow, home)
+        for said in done:
+            print(said, flush=True)
+        if failed and failed != last:
+            print(failed, file=sys.stderr, flush=True)
+        last = failed
+        await asyncio.sleep(_FOLLOW_SECONDS)
+
+
+def follow(home: Path) -> tuple[list[str], str]:
+    """Look once at what was promoted elsewhere: what is in use now, a sentence each, and what went wrong."""
+    failures = list(filter(None, [fetch_tags(home)]))
+    done = settle(home, failures.append)
+    return done, "\n".join(failures)
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:

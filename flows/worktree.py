@@ -17,7 +17,7 @@ from typing import IO
 from flows.git import GitError, attempt, git, tip
 from flows.merge import LOCK, model_of_stage
 from tasks.errors import MillError
-from tasks.params import CollectFiles, load_model
+from tasks.params import load_model, read_yaml
 
 
 class Busy(MillError):
@@ -179,21 +179,32 @@ def _share_dvc(home: Path, folder: Path) -> None:
 
 def _lend(home: Path, folder: Path, model: str) -> None:
     """Link the data that arrives in the person's checkout and is not in Git, where the source has a relative path."""
-    collect = load_model(model, folder / "params.yaml").collect
-    if not isinstance(collect, CollectFiles) or Path(collect.path).is_absolute() or _is_of_dvc(folder, collect.path):
+    pattern = _files_of(folder / "params.yaml", model)
+    if pattern is None or Path(pattern).is_absolute() or _is_of_dvc(folder, pattern):
         return
-    wanted = Path(collect.path)
+    wanted = Path(pattern)
     if (home / wanted).is_dir() and not (folder / wanted).exists():
         found = [wanted]
     elif (home / wanted).is_dir():
         found = [file.relative_to(home) for file in (home / wanted).rglob("*") if file.is_file()]
     else:
         # Path.glob's ** means another thing in each version of Python.
-        found = [Path(name) for name in glob.glob(collect.path, root_dir=home, recursive=True)]  # noqa: PTH207
+        found = [Path(name) for name in glob.glob(pattern, root_dir=home, recursive=True)]  # noqa: PTH207
     for path in found:
         if not (folder / path).exists() and ".mill" not in path.parts:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).symlink_to((home / path).resolve())
+
+
+def _files_of(params: Path, model: str) -> str | None:
+    """The path of a source that is files, as it is written: what else stands there, the worktree's own code knows."""
+    written = read_yaml(params)
+    try:
+        own = written["models"][model]
+        return str(own["collect"]["path"]) if own["source"] == "files" else None
+    except (KeyError, TypeError):
+        load_model(model, params)  # says what is wrong with it
+        raise
 
 
 def _is_of_dvc(folder: Path, path: str) -> bool:

@@ -135,6 +135,20 @@ def test_there_is_nothing_to_say_where_nothing_is_owed_or_no_remote_is_known(rep
     assert not (repository / ".mill/unpushed").exists()
 
 
+def test_a_remote_that_is_added_later_gets_the_champions_from_before(repository, bare, tmp_path):
+    dvc(repository, "remote", "remove", "near")
+    owe(repository, git(repository, "rev-parse", "live"))
+    assert publish(repository) == "Pushed to the Git remote origin."
+    git(repository, "rm", "-q", "dvc.lock")
+    git(repository, "commit", "-qm", "no data of its own")
+    for name in ("one", "two"):
+        dvc(repository, "remote", "add", "--local", "-f", "-d", name, str(tmp_path / name))
+        owe(repository, git(repository, "rev-parse", "HEAD"))
+        assert publish(repository) == f"Pushed to the DVC remote {name} and the Git remote origin."
+        assert len([path for path in (tmp_path / name).rglob("*") if path.is_file()]) == 1
+    assert str(tmp_path) not in (repository / ".mill/published").read_text()
+
+
 def test_a_remote_that_is_away_keeps_the_note_and_the_next_time_all_arrives(
     repository, bare, bucket, s3_server, monkeypatch
 ):
