@@ -16,7 +16,7 @@ import polars as pl
 
 from flows.as_flow import as_flow
 from flows.follow_up import follow_up
-from flows.monitor_findings import find, requests_of
+from flows.monitor_findings import Serving, find, serving_of
 from flows.monitor_page import write_page
 from flows.monitored import RECORD, Memory, Progress, Watched
 from flows.params import Monitor, flows_of, load_flows
@@ -137,8 +137,10 @@ class _Look:
         if live is None:
             raise ReleaseError(f"No version of {self.model} is in use, so nothing is watched. `mill run {self.model}`.")
         before = self.watched.read()
-        server = requests_of(self.root, self.model)
+        serving = serving_of(self.root, self.model)
+        server = serving.requests if serving else None
         self.failures = failures(before.server, server)
+        live, held_up = self._answering(live, serving)
         subjects = {live.version: open_subject(live)}
         pending = self.journal.pending(before.settled, time.time_ns() // 1000)
         memory = before
@@ -151,7 +153,18 @@ class _Look:
         for number in self.watched.drop_old(memory, self.params.keep_pages):
             drop_snapshot(self._workspace, self.model, number)
             self.watched.drop_window(number)
-        return self._conclude(memory, memory.windows - before.windows, subjects[live.version], pending)
+        return self._conclude(memory, memory.windows - before.windows, subjects[live.version], pending, held_up)
+
+    def _answering(self, promoted: Release, serving: Serving | None) -> tuple[Release, tuple[str, ...]]:
+        """The version that answers, and in a sentence why it is another than the one that was put in use."""
+        if serving is None or not serving.failed or serving.version in (None, promoted.version):
+            return promoted, ()
+        answering = read_release(version_folder(self.root, self.model, str(serving.version)))
+        said = (
+            f"{promoted.version} was put in use and does not come up, as /readyz and the server's log explain: "
+            f"{answering.version} goes on answering, and is what is looked at."
+        )
+        return answering, (said,)
 
     @property
     def _workspace(self) -> Path:
@@ -230,7 +243,9 @@ class _Look:
         settled = left["seq"][0] - 1 if len(left) else newest
         return replace(memory, settled=max(memory.settled, settled), versions=versions)
 
-    def _conclude(self, memory: Memory, num_windows: int, subject: Subject, pending: pl.DataFrame) -> Looked:
+    def _conclude(
+        self, memory: Memory, num_windows: int, subject: Subject, pending: pl.DataFrame, held_up: tuple[str, ...]
+    ) -> Looked:
         """What stands of the version in use: the verdict, what labels say, what follows from it, and the page."""
         history = self.watched.history(memory, SHOWN_WINDOWS)
         last = next((record for record in reversed(history) if record["version"] == subject.version), None)
@@ -244,6 +259,7 @@ class _Look:
         about = (self.root, self.model, self.params, self.watched, self.journal)
         followed = follow_up(*about, memory, subject, last, findings.num_labels, told)
         self.watched.write(replace(memory, told=followed.told))
+        followed = replace(followed, sentences=(*held_up, *followed.sentences))
         page = write_page(*about, subject, told, history, waiting, findings, followed)
         tests = last["tests"] if last else ()
         return Looked(last["verdict"] if last else WAITING, told, followed.sentences, tests, num_windows, page)

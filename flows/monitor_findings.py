@@ -49,8 +49,17 @@ def find(
     )
 
 
-def requests_of(root: Path, model: str) -> dict[str, float] | None:
-    """How many requests for a model the running server has had, by how they ended; None where none can be asked.
+@dataclass(frozen=True)
+class Serving:
+    """What the running server says of a model."""
+
+    requests: Mapping[str, float]  # how many there have been, by how they ended
+    version: str | None  # which answers; None where none does
+    failed: bool  # whether another was to take over and could not
+
+
+def serving_of(root: Path, model: str) -> Serving | None:
+    """Ask the running server; None where none can be asked.
 
     Where keys are in use, MILL_KEY has to hold one with the scope admin.
     """
@@ -61,14 +70,16 @@ def requests_of(root: Path, model: str) -> dict[str, float] | None:
     try:
         answer = httpx.get(f"{_address(root)}/metrics", headers=headers, timeout=_ANSWER_SECONDS)
         answer.raise_for_status()
-        return {
-            sample.labels["outcome"]: sample.value
-            for family in text_string_to_metric_families(answer.text)
-            for sample in family.samples
-            if sample.name == "modelmill_requests_total" and sample.labels["model"] == model
-        }
+        families = list(text_string_to_metric_families(answer.text))
     except (httpx.HTTPError, httpx.InvalidURL, ValueError):  # ValueError: somebody else's page, and no figures
         return None
+    samples = [sample for family in families for sample in family.samples if sample.labels.get("model") == model]
+    versions = [sample.labels["version"] for sample in samples if sample.name == "modelmill_version"]
+    return Serving(
+        {sample.labels["outcome"]: sample.value for sample in samples if sample.name == "modelmill_requests_total"},
+        versions[0] if versions else None,
+        any(sample.name == "modelmill_version_failed" for sample in samples),
+    )
 
 
 def _address(root: Path) -> str:

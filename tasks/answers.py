@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tasks.release import Release
 from tasks.runtime import Runtime, load_runtime
+from tasks.vocabulary import is_in_no_known_script, too_long_reason, unread_reason
 
 Embedding = NDArray[np.float16]
 
@@ -76,14 +77,24 @@ class Answerer:
                 reason=pl.coalesce([*missing, *blank, pl.lit(None, dtype=pl.String)]),
             )
         )
+        numbered = self._with_unread(numbered)
         return self._with_too_long(numbered) if self.runtime.problem.reads_whole else numbered
+
+    def _with_unread(self, numbered: pl.DataFrame) -> pl.DataFrame:
+        """The same, with a reason for what the model would read as one unknown token after the other."""
+        for name in self.runtime.problem.inputs:
+            if numbered.schema[name] == pl.String():
+                is_unread = is_in_no_known_script(numbered[name], self.runtime.tokenizer) & numbered["reason"].is_null()
+                numbered = numbered.with_columns(
+                    reason=pl.when(is_unread).then(pl.lit(unread_reason(name))).otherwise("reason")
+                )
+        return numbered
 
     def _with_too_long(self, numbered: pl.DataFrame) -> pl.DataFrame:
         """The same, with a reason for what the model could read a part of only."""
         asked = numbered.filter(pl.col("reason").is_null())
         is_cut = self.runtime.encoded(asked)["truncated"] if len(asked) else pl.Series([], dtype=pl.Boolean)
-        texts = " and ".join(self.runtime.problem.inputs)
-        reason = f"{texts} is longer than the {self.runtime.max_tokens} tokens that the model reads"
+        reason = too_long_reason(self.runtime.problem.inputs, self.runtime.max_tokens)
         too_long = asked.filter(is_cut)["number"].implode()
         return numbered.with_columns(
             reason=pl.when(pl.col("number").is_in(too_long)).then(pl.lit(reason)).otherwise("reason")

@@ -9,10 +9,13 @@ A row goes for the first of these reasons that it has, looked at in this order:
     conflicting_label_with:ID      an earlier partition has the text with another label, or with several
     duplicate_of:ID                an earlier row has the same text
     near_duplicate_of:ID           an earlier row that stays has nearly the same text
+    unseen_label                   it is not in the train split, and no row there that stays has its label, or one of
+                                   them: nobody learns it. It stays once such a row has come
 
 Earlier is: in an earlier partition, or in the same with a lower id. So the order of the rows in a partition, and their
-shards, do not matter, and a new partition never moves an earlier row. An ID behind `duplicate_of` or
-`conflicting_label_with` may have gone as a near-duplicate itself; one behind `near_duplicate_of` stays.
+shards, do not matter, and a new partition never takes an earlier row away. An ID behind `duplicate_of` or
+`conflicting_label_with` may have gone as a near-duplicate itself; one behind `near_duplicate_of` stays, but where its
+label is unseen.
 
 Texts go by one shard at a time, and wait on disk. What is held of every row is its id, its label, and hashes.
 """
@@ -50,6 +53,7 @@ REASONS = (
     "conflicting_label_with",
     "duplicate_of",
     "near_duplicate_of",
+    "unseen_label",
 )
 
 # Beside the shards: every row that went, with its partition and its reason.
@@ -100,7 +104,7 @@ def clean(valid: Path, kept: Path, tally: Path, *, params: Clean, problem: Probl
         work = folder / "work"
         work.mkdir()
         sifted = _sift(shards, num_rows, work, params, problem)
-        stays, dropped, torn = _decide(sifted)
+        stays, dropped, torn = _decide(sifted, problem)
         counts = _count(num_rows, stays, dropped, problem)
         write_json(tally, {**counts, "conflicts": torn, "redacted": sifted.redacted})
         _require_enough(valid, counts, params)
@@ -194,7 +198,7 @@ def _label(problem: Problem) -> pl.Expr:
     return label.str.split(problem.separator).list.sort().list.join(problem.separator)
 
 
-def _decide(sifted: _Sifted) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
+def _decide(sifted: _Sifted, problem: Problem) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]]:
     """The rows that stay in their order, all that went with their reasons, and how many contradict each other."""
     together = pl.concat([_NO_LINES, *sifted.lines]).with_row_index("number")
     sifted.lines.clear()
@@ -205,14 +209,29 @@ def _decide(sifted: _Sifted) -> tuple[pl.DataFrame, pl.DataFrame, dict[str, int]
     reasons = duplicate_reasons(lines)
     alone = reasons.is_null().arg_true().to_numpy().astype(np.int64)  # no other row has their text
     near = _earliest_near(lines["number"].to_numpy()[alone].astype(np.int64), sifted.sketches)
-    stays = lines[alone[near < 0]].select("number", "label", "split")
+    stays = lines[alone[near < 0]]
+    is_unseen = _has_unseen_label(stays, problem)
     earlier = lines["id"].gather(alone[near[near >= 0]])
     dropped = [
         *sifted.dropped,
         lines.select("id", "partition").with_columns(reasons).drop_nulls("reason"),
         lines.select("id", "partition")[alone[near >= 0]].with_columns(reason="near_duplicate_of:" + earlier),
+        stays.filter(is_unseen).select("id", "partition", reason=pl.lit("unseen_label")),
     ]
+    stays = stays.filter(~is_unseen).select("number", "label", "split")
     return stays, pl.concat(dropped).sort("partition", "id"), conflicts(lines, reasons)
+
+
+def _has_unseen_label(rows: pl.DataFrame, problem: Problem) -> pl.Series:
+    """Whether a row has a label that no row of the train split has."""
+    is_learned = rows["split"].cast(pl.String) == "train"
+    if problem.label is None or not is_learned.any():
+        return pl.repeat(False, len(rows), eager=True, dtype=pl.Boolean)
+    written = rows["label"].cast(pl.String)
+    kinds = written.unique().sort()  # there are few, and many rows
+    each = pl.DataFrame([kinds.alias("kind"), label_lists(kinds, problem).alias("label")]).explode("label").drop_nulls()
+    learned = each.filter(pl.col("kind").is_in(written.filter(is_learned).unique().implode()))["label"]
+    return written.is_in(each.filter(~pl.col("label").is_in(learned.implode()))["kind"].implode())
 
 
 def _earliest_near(numbers: NDArray[np.int64], sketches: Sketches | None) -> NDArray[np.int64]:

@@ -1,15 +1,11 @@
 """What the monitor watches of inputs: numbers and kinds, a row each. A release's reference holds the same ones."""
 
-from typing import TYPE_CHECKING
-
 import polars as pl
 
 from tasks.languages import languages
 from tasks.problems import Problem
 from tasks.runtime import Runtime
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from tasks.vocabulary import unknown_id
 
 INPUTS = "inputs"
 ANSWERS = "answers"
@@ -64,16 +60,6 @@ def families(reference: pl.DataFrame, problem: Problem) -> dict[str, str]:
         else:
             found[name] = CONFIDENCE if name == "probability" else ANSWERS
     return found
-
-
-def unknown_id(tokenizer: "Tokenizer") -> int | None:
-    """The number of the token that stands for what the vocabulary does not have; None where everything has one."""
-    name = getattr(tokenizer.model, "unk_token", None)
-    if name is not None:
-        return tokenizer.token_to_id(name)
-    # Unigram keeps a number instead of a name.
-    number = getattr(tokenizer.model, "unk_id", None)
-    return int(number) if number is not None else None
 
 
 def _share(counts: pl.Series, of: pl.Series) -> pl.Series:

@@ -21,12 +21,16 @@ from tasks.shards import (
     require_space,
     sha256_of,
     write_json,
+    write_parquet,
 )
+from tasks.vocabulary import is_in_no_known_script, too_long_reason, unread_reason
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import PreTrainedTokenizerBase
+
+LEFT_OUT = "left_out.parquet"
 
 # Test rows are not among them: they are read by what is exported, from text, as a caller's would be.
 LEARNED_FROM = ("train", "validation")
@@ -38,7 +42,8 @@ def tokenize(
     """Write a shard of tokens for each split and shard of `clean`, and to `tally` how many rows were too long.
 
     `tokens` holds `<split>-<shard>.arrow` (uncompressed Arrow IPC, so that train maps it into memory), `tokenizer/`,
-    and a manifest with the signature: what the model's outputs will mean.
+    and a manifest with the signature: what the model's outputs will mean. Rows that nothing can be learned from are
+    left out; `left_out.parquet` names them with their reasons, where there are any.
     """
     shards = read_shards(clean)
     # Uncompressed int32 tokens are about as large as the compressed text they come from, four times over.
@@ -46,6 +51,8 @@ def tokenize(
     learned = pl.concat([shard.read().select("split", *problem.signs) for shard in shards])
     signature = problem.signature(learned.filter(pl.col("split") == "train"))
     counts = {split: {"rows": 0, "tokens": 0, "truncated": 0} for split in LEARNED_FROM}
+    left_out = []
+    too_long = too_long_reason([" or ".join((*problem.inputs, *problem.target_texts))], params.max_tokens)
     with atomic_folder(tokens) as folder:
         tokenizer = _tokenizer(params, base, clean, problem)
         tokenizer.save_pretrained(folder / "tokenizer")
@@ -56,7 +63,13 @@ def tokenize(
                 rows = shard.read()
                 for split in LEARNED_FROM:
                     part = rows.filter(pl.col("split") == split)
+                    left_out.append(_unread(part, backend, problem))
+                    part = part.filter(~pl.col("id").is_in(left_out[-1]["id"].implode()))
                     encoded = problem.encode(part, backend, signature, params.max_tokens)
+                    if problem.reads_whole:
+                        cut = encoded.filter("truncated").select("id", split=pl.lit(split), reason=pl.lit(too_long))
+                        left_out.append(cut)
+                        encoded = encoded.filter(~pl.col("truncated"))
                     path = folder / f"{split}-{number:05d}.arrow"
                     with atomic_file(path) as unfinished:
                         encoded.write_ipc(unfinished, compression="uncompressed")
@@ -73,8 +86,22 @@ def tokenize(
             "tidy": read_json(clean / MANIFEST)["tidy"],
             "vocabulary": len(tokenizer),
         }
+        went = pl.concat(left_out)
+        for split in LEARNED_FROM:
+            counts[split]["left_out"] = int((went["split"] == split).sum())
+        if len(went):
+            write_parquet(folder / LEFT_OUT, went)
         write_json(folder / "manifest.json", facts)
     write_json(tally, {"splits": counts, "vocabulary": len(tokenizer)})
+
+
+def _unread(rows: pl.DataFrame, tokenizer: "Tokenizer", problem: Problem) -> pl.DataFrame:
+    """`id`, `split` and `reason` of the rows that the tokenizer has no words for."""
+    found = rows.select("id", "split", reason=pl.lit(None, dtype=pl.String))
+    for name in problem.texts:
+        is_unread = is_in_no_known_script(rows[name], tokenizer) & found["reason"].is_null()
+        found = found.with_columns(reason=pl.when(is_unread).then(pl.lit(unread_reason(name))).otherwise("reason"))
+    return found.filter(pl.col("reason").is_not_null())
 
 
 def _tokenizer(params: Tokenize, base: str | Scratch, clean: Path, problem: Problem) -> "PreTrainedTokenizerBase":

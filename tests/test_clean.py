@@ -13,6 +13,7 @@ from tasks.clean import DROPPED, clean
 from tasks.errors import DataError, OutOfSpace
 from tasks.params import SplitByHash, SplitByTime, load_model
 from tasks.shards import read_json, read_rows, read_shards, sha256_of, write_manifest, write_parquet
+from tasks.splits import SPLITS
 from tests.conftest import REPOSITORY
 
 PROBLEM = problems.load("text_classification")
@@ -22,7 +23,8 @@ PARAMS = load_model("reviews", REPOSITORY / "params.yaml").clean.model_copy(upda
 class Run:
     """The stage over partitions of shards of rows, below a folder of its own."""
 
-    def __init__(self, folder, *partitions, **changes):
+    def __init__(self, folder, *partitions, problem=PROBLEM, **changes):
+        self.problem = problem
         self.valid, self.kept, self.tally = folder / "valid", folder / "clean", folder / "clean.json"
         self.valid.mkdir(parents=True)
         named = {
@@ -35,7 +37,7 @@ class Run:
         self.params = PARAMS.model_copy(update=changes)
 
     def run(self):
-        clean(self.valid, self.kept, self.tally, params=self.params, problem=PROBLEM)
+        clean(self.valid, self.kept, self.tally, params=self.params, problem=self.problem)
         return self
 
     @property
@@ -202,6 +204,27 @@ def test_a_row_of_no_use_says_why(cleaned, valid, text, label, reason):
     run = cleaned(pl.concat([valid, odd]))
     assert run.reasons == {"odd": reason}
     assert pl.read_parquet(run.kept / DROPPED).rows() == [("odd", 0, reason)]
+
+
+@pytest.mark.parametrize("label", ["mixed", "positive|mixed"], ids=["one label", "several"])
+def test_what_no_row_of_the_train_split_teaches_is_held_against_nobody(cleaned, valid, label):
+    rare = valid.tail(60).with_columns(label=pl.lit(label), id=pl.format("rare-{}", pl.int_range(60)))
+    usual = valid.head(400)
+    problem = problems.load("multilabel_classification") if "|" in label else PROBLEM
+    named = {"label": "labels"} if "|" in label else {}
+    drawn = cleaned(pl.concat([usual, rare]).rename(named), problem=problem).rows
+    of = {split: drawn.filter(pl.col("split") == split, pl.col("id").str.starts_with("rare"))["id"] for split in SPLITS}
+    assert all(len(ids) for ids in of.values())
+    asked = rare.filter(pl.col("id").is_in(pl.concat([of["test"], of["validation"]]).implode()))
+    run = cleaned(pl.concat([usual, asked]).rename(named), problem=problem)
+    assert {id for id, reason in run.reasons.items() if reason == "unseen_label"} == set(asked["id"])
+    assert run.counts["dropped"]["unseen_label"] == len(asked)
+    assert not set(run.rows["id"]) & set(asked["id"])
+    # A row that teaches it lets the others come back, and moves none.
+    taught = rare.filter(pl.col("id") == of["train"][0])
+    later = cleaned(pl.concat([usual, asked]).rename(named), taught.rename(named), problem=problem)
+    assert later.counts["dropped"]["unseen_label"] == 0
+    assert set(noted(run.rows)) < set(noted(later.rows))
 
 
 def test_texts_are_written_normalised_and_redacted_and_compared_so(cleaned, valid):

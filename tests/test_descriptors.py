@@ -5,10 +5,11 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import BPE, WordLevel
 
-from tasks.descriptors import ANSWERS, CONFIDENCE, EMBEDDING, INPUTS, describe, families, unknown_id
+from tasks.descriptors import ANSWERS, CONFIDENCE, EMBEDDING, INPUTS, describe, families
 from tasks.languages import languages
 from tasks.problems import load
 from tasks.runtime import load_runtime
+from tasks.vocabulary import unknown_id
 from tests.conftest import Line
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.monitor_findings import requests_of
+from flows.monitor_findings import Serving, serving_of
 from flows.server import url_of
 from tasks.shards import read_json, write_json
 from tests.registered import write_params
@@ -18,6 +18,13 @@ FIGURES = """# HELP modelmill_requests_total Requests.
 # TYPE modelmill_requests_total counter
 modelmill_requests_total{model="films",outcome="answered"} 3.0
 modelmill_requests_total{model="others",outcome="answered"} 5.0
+# HELP modelmill_version 1 for the version in use
+# TYPE modelmill_version gauge
+modelmill_version{model="films",version="sha-1"} 1.0
+modelmill_version{model="others",version="sha-2"} 1.0
+# HELP modelmill_version_failed 1 for what was to take over and could not
+# TYPE modelmill_version_failed gauge
+modelmill_version_failed{model="others"} 1.0
 """
 
 
@@ -64,11 +71,14 @@ def serving(tmp_path: Path) -> Iterator[Callable[[str, str], Path]]:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1", "::", "localhost"])
 def test_the_server_is_found_wherever_it_listens(serving: Callable[[str, str], Path], host: str) -> None:
-    assert requests_of(serving(host, FIGURES), "films") == {"answered": 3.0}
+    root = serving(host, FIGURES)
+    assert serving_of(root, "films") == Serving({"answered": 3.0}, "sha-1", failed=False)
+    assert serving_of(root, "others") == Serving({"answered": 5.0}, "sha-2", failed=True)
+    assert serving_of(root, "nobody") == Serving({}, None, failed=False)
 
 
 def test_somebody_elses_page_tells_nothing(serving: Callable[[str, str], Path]) -> None:
-    assert requests_of(serving("127.0.0.1", "<html>\n<p>a page of another program</p>\n</html>"), "films") is None
+    assert serving_of(serving("127.0.0.1", "<html>\n<p>a page of another program</p>\n</html>"), "films") is None
 
 
 def test_a_host_that_is_none_and_a_server_that_is_not_there_tell_nothing(tmp_path: Path) -> None:
@@ -79,7 +89,7 @@ def test_a_host_that_is_none_and_a_server_that_is_not_there_tell_nothing(tmp_pat
     for host in ("127.0.0.1", "::x", "a b"):
         params["flows"]["serve"] |= {"host": host, "port": free}
         write_json(tmp_path / "params.yaml", params)
-        assert requests_of(tmp_path, "films") is None
+        assert serving_of(tmp_path, "films") is None
 
 
 def test_an_address_is_what_a_browser_on_this_machine_can_open() -> None:

@@ -56,6 +56,17 @@ def test_a_text_that_is_empty_once_it_is_tidied_gets_a_reason_and_no_answer(here
     assert scored["label"].is_null().to_list() == [False, True, True, True, False]
 
 
+def test_a_text_in_a_script_that_the_tokenizer_never_saw_gets_a_reason_and_no_answer(here: Line) -> None:
+    amharic = "ይህ ፊልም በጣም ጥሩ ነበር፤ 2 ጊዜ አየሁት።"
+    texts = [amharic, f"{amharic} a very good film", "10/10!", "très émouvant, à voir", "… 🙂"]
+    pl.DataFrame({"text": texts}).write_parquet("in.parquet")
+    score("tiny", Path("in.parquet"), Path("out.parquet"), force=False)
+    scored = pl.read_parquet("out.parquet")
+    said = "text is in no script that the model has learned: its vocabulary has none of the words"
+    assert scored["reason"].to_list() == [said, None, None, None, None]
+    assert scored["label"].is_null().to_list() == [True, False, False, False, False]
+
+
 def test_a_text_is_tidied_once(here: Line) -> None:
     once, twice = "a &amp;lt;br&amp;gt; b", "a b"
     pl.DataFrame({"text": [once, twice]}).write_parquet("in.parquet")

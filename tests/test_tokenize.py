@@ -23,10 +23,10 @@ def run(tmp_path, rows, **changes):
     writer = ShardWriter(folder, changes.pop("rows_per_shard", 1000), rows.schema)
     writer.write(rows)
     writer.finish(tidy=TIDY)
-    base = changes.pop("base", params.base)
+    base, problem = changes.pop("base", params.base), changes.pop("problem", PROBLEM)
     out = tmp_path / "tokens"
     section = params.tokenize.model_copy(update=changes)
-    tokenize(folder, out, tmp_path / "tokenize.json", params=section, base=base, problem=PROBLEM)
+    tokenize(folder, out, tmp_path / "tokenize.json", params=section, base=base, problem=problem)
     return out
 
 
@@ -44,6 +44,39 @@ def test_rows_that_are_too_long_are_cut_and_counted(tmp_path, reviews):
     assert encoded["input_ids"].list.len().max() == 16
     assert tally["truncated"] == encoded["truncated"].sum() > 0
     assert tally["tokens"] == encoded["input_ids"].list.len().sum()
+
+
+def test_what_the_tokenizer_has_no_words_for_is_left_out_with_a_reason(tmp_path, reviews):
+    strange = ["ይህ ፊልም በጣም ጥሩ ነበር፤ 2 ጊዜ አየሁት።", "ძალიან კარგი ფილმია"]
+    odd = reviews.filter(pl.col("split") != "test").tail(2).with_columns(text=pl.Series(strange))
+    usual = reviews.filter(~pl.col("id").is_in(odd["id"].implode()))
+    # A vocabulary that has not seen them, as that of a pretrained model.
+    learned = train_tokenizer(TrainedTokenizer(algorithm="wordpiece", vocabulary=400), usual["text"].head(50))
+    learned.backend_tokenizer.enable_padding(length=128)
+    learned.save_pretrained(tmp_path / "base")
+    tokens = run(tmp_path, pl.concat([usual, odd]), tokenizer="base", base=str(tmp_path / "base"))
+    found = pl.read_parquet(tokens / "left_out.parquet")
+    reason = "text is in no script that the model has learned: its vocabulary has none of the words"
+    assert set(found.rows()) == {(id, split, reason) for id, split in odd.select("id", "split").rows()}
+    learned_from = [id for split in ("train", "validation") for id in load_tokens(tokens, split)["id"]]
+    assert set(learned_from) == set(usual.filter(pl.col("split") != "test")["id"])
+    tally = read_json(tmp_path / "tokenize.json")["splits"]
+    assert sum(split["left_out"] for split in tally.values()) == 2
+    assert sum(split["rows"] for split in tally.values()) == len(learned_from)
+
+
+def test_a_pair_that_is_too_long_for_what_is_read_whole_is_left_out_and_named(tmp_path, reviews):
+    problem = problems.load("translation")
+    pairs = reviews.filter(pl.col("text").str.len_bytes() < 200).with_columns(translation="text").drop("label")
+    long = pairs.filter(pl.col("split") != "test").head(3).with_columns(translation=pl.lit("word " * 300))
+    usual = pairs.filter(~pl.col("id").is_in(long["id"].implode()))
+    tokenizer = TrainedTokenizer(algorithm="bpe", vocabulary=400)
+    tokens = run(tmp_path, pl.concat([usual, long]), tokenizer=tokenizer, max_tokens=256, problem=problem)
+    found = pl.read_parquet(tokens / "left_out.parquet")
+    assert set(found["id"]) == set(long["id"])
+    assert set(found["reason"]) == {"text or translation is longer than the 256 tokens that the model reads"}
+    learned_from = [id for split in ("train", "validation") for id in load_tokens(tokens, split)["id"]]
+    assert set(learned_from) == set(usual.filter(pl.col("split") != "test")["id"])
 
 
 def test_shards_do_not_change_the_tokens(tmp_path, reviews):
