@@ -5,6 +5,7 @@ report and its place in Evidently's history are there before it counts as judged
 enough new labels it starts the retrain, with too few it asks for labels and names the rows.
 """
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from flows.monitor_page import write_page
 from flows.monitored import RECORD, Memory, Progress, Watched
 from flows.params import Monitor, flows_of, load_flows
 from flows.serve import journal_url
-from flows.store import current, version_folder
+from flows.store import current, live_file, read_live, version_folder
 from tasks.errors import MillError, ParamsError, ReleaseError
 from tasks.health import failures
 from tasks.monitor import ALARM, Judged, Subject, judge_window, open_subject, sentence
@@ -133,14 +134,11 @@ class _Look:
     failures: Mapping[str, float] | None = None  # requests since the look before; None where no server tells
 
     def run(self) -> Looked:
-        live = current(self.model, self.root)
-        if live is None:
-            raise ReleaseError(f"No version of {self.model} is in use, so nothing is watched. `mill run {self.model}`.")
-        before = self.watched.read()
         serving = serving_of(self.root, self.model)
+        live, held_up = self._answering(serving)
+        before = self.watched.read()
         server = serving.requests if serving else None
         self.failures = failures(before.server, server)
-        live, held_up = self._answering(live, serving)
         subjects = {live.version: open_subject(live)}
         pending = self.journal.pending(before.settled, time.time_ns() // 1000)
         memory = before
@@ -155,16 +153,30 @@ class _Look:
             self.watched.drop_window(number)
         return self._conclude(memory, memory.windows - before.windows, subjects[live.version], pending, held_up)
 
-    def _answering(self, promoted: Release, serving: Serving | None) -> tuple[Release, tuple[str, ...]]:
-        """The version that answers, and in a sentence why it is another than the one that was put in use."""
-        if serving is None or not serving.failed or serving.version in (None, promoted.version):
-            return promoted, ()
-        answering = read_release(version_folder(self.root, self.model, str(serving.version)))
-        said = (
-            f"{promoted.version} was put in use and does not come up, as /readyz and the server's log explain: "
-            f"{answering.version} goes on answering, and is what is looked at."
-        )
-        return answering, (said,)
+    def _answering(self, serving: Serving | None) -> tuple[Release, tuple[str, ...]]:
+        """The version that answers, and in a sentence why it is another than the one that was put in use.
+
+        Raises ReleaseError where nothing is in use, or where what is cannot be read.
+        """
+        wanted = read_live(self.root).get(self.model, {}).get("version")
+        if wanted is not None and serving is not None and serving.version not in (None, wanted):
+            folder = version_folder(self.root, self.model, str(serving.version))
+            with contextlib.suppress(MillError):  # somebody else's server, or its folder has gone
+                if self._is_late(serving):
+                    said = (
+                        f"{wanted} was put in use and does not come up, as /readyz and the server's log explain: "
+                        f"{serving.version} goes on answering, and is what is looked at."
+                    )
+                    return read_release(folder), (said,)
+        live = current(self.model, self.root)
+        if live is None:
+            raise ReleaseError(f"No version of {self.model} is in use, so nothing is watched. `mill run {self.model}`.")
+        return live, ()
+
+    def _is_late(self, serving: Serving) -> bool:
+        """Whether what was put in use should have come up by now. While the server tries again it says no failure."""
+        limit = load_flows(self.root / "params.yaml").serve.swap_seconds
+        return serving.failed or time.time() - live_file(self.root).stat().st_mtime > limit
 
     @property
     def _workspace(self) -> Path:

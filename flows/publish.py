@@ -1,14 +1,14 @@
 """What retraining made, brought to where others get it: the data by DVC to its remote, the history by Git to its own.
 
 `.mill/unpushed` names the commits that still have to go out. A commit is noted before anything is sent and struck
-off after all of it has arrived, so that neither a kill nor a remote that is away for a night loses one. A DVC remote
-that nothing was sent to before gets all champions there have been, as far as the cache has them.
+off after all of it has arrived, so that neither a kill nor a remote that is away for a night loses one. Where DVC knows
+no remote, `.mill/unsent` keeps the commits: one that is added later gets what the cache still has of the champions.
 """
 
 import contextlib
 import fcntl
-import hashlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from tasks.shards import read_json, write_json
 
 # A remote that does not answer is a remote that is away; nobody is there to answer ssh's questions.
 _PATIENCE = ("-c", "http.lowSpeedLimit=1000", "-c", "http.lowSpeedTime=30")
-_SSH = "ssh -oBatchMode=yes -oConnectTimeout=20"
+_SSH = "ssh -oBatchMode=yes -oConnectTimeout=20 -oServerAliveInterval=15 -oServerAliveCountMax=2"
 
 # So often what another clone has pushed meanwhile is merged, and the push tried again.
 _ATTEMPTS = 3
@@ -54,27 +54,40 @@ def publish(root: Path, at: Path | None = None) -> str:
             return ""
         config = _config(at or home)
         store = str(config.get("core", {}).get("remote") or "")
-        is_new = bool(store) and _mark_of(config, store) not in _read(_known(home))
-        failure = _push_data(at or home, store, sorted({*waiting, *_champions(home)}) if is_new else waiting)
-        if is_new and not failure:
-            write_json(_known(home), [*_read(_known(home)), _mark_of(config, store)])
+        failure = _push_data(at or home, store, waiting)
         remote = _remote(home)
         if not failure and remote:
             failure = _push_history(at or home, home, remote)
         if failure:
             return f"Not pushed: {failure} It is noted in {file}, and tried again with the next retrain."
         if not (undecided := _no_default(config)):
+            if not store:
+                _keep_for_later(home, waiting)
             file.unlink()
+        late = _push_what_was_kept(at or home, home, store) if store else ""
     places = " and ".join([f"the DVC remote {store}"] * bool(store) + [f"the Git remote {remote}"] * bool(remote))
-    return " ".join(said for said in (f"Pushed to {places}." if places else "", undecided) if said)
+    return " ".join(said for said in (f"Pushed to {places}." if places else "", undecided, late) if said)
 
 
 def fetch_tags(home: Path) -> str:
-    """Fetch what other clones have decided and promoted; why not, where that fails. Empty without a remote."""
+    """Fetch what other clones have decided and promoted; why not, where that fails. Empty without a remote.
+
+    Tags alone: what a person looks at, branches of the remote and FETCH_HEAD, stays as it is.
+    """
     remote = _remote(home)
-    done = attempt(home, *_patient(home), "fetch", "--quiet", "--tags", remote) if remote else None
-    if done is None or not done.returncode:
+    if not remote:
         return ""
+    done = attempt(
+        home, *_patient(home), "fetch", "--no-write-fetch-head", "--no-tags", remote, "refs/tags/*:refs/tags/*"
+    )
+    if not done.returncode:
+        return ""
+    others = re.findall(r"^ ! \[rejected\] +(\S+)", done.stderr, re.MULTILINE)
+    if others:
+        return (
+            f"The Git remote {remote} has other tags of these names than this clone, which keeps its own: "
+            f"{', '.join(others)}. Delete those that are wrong, on either side."
+        )
     return f"What other machines have promoted cannot be fetched from the Git remote {remote}: {_said(done.stderr)}"
 
 
@@ -101,18 +114,28 @@ def _config(folder: Path) -> Mapping[str, Any]:
     return config
 
 
-def _known(home: Path) -> Path:
-    """The DVC remotes that something was sent to before."""
-    return home / ".mill" / "published"
+def _kept(home: Path) -> Path:
+    """The commits whose data went nowhere, as DVC knew no remote."""
+    return home / ".mill" / "unsent"
 
 
-def _mark_of(config: Mapping[str, Any], store: str) -> str:
-    """What a remote is known by; its address may hold a password."""
-    return hashlib.sha256(str(config.get("remote", {}).get(store, {}).get("url")).encode()).hexdigest()
+def _keep_for_later(home: Path, commits: Sequence[str]) -> None:
+    kept = _read(_kept(home))
+    write_json(_kept(home), [*kept, *(commit for commit in commits if commit not in kept)])
 
 
-def _champions(home: Path) -> set[str]:
-    return {tag.commit for model in _models(home) for tag in promotions(home, model)}
+def _push_what_was_kept(at: Path, home: Path, store: str) -> str:
+    """Send the data of champions from the time before there was a DVC remote; why not, where that fails.
+
+    What of it is no longer in the cache is nowhere else either, and stops nothing.
+    """
+    kept = _read(_kept(home))
+    champions = {tag.commit for model in _models(home) for tag in promotions(home, model)}
+    failure = _push_data(at, store, [commit for commit in kept if commit in champions], what_there_is=True)
+    if failure:
+        return f"The data of champions from before there was a DVC remote is not pushed yet: {failure}"
+    _kept(home).unlink(missing_ok=True)
+    return ""
 
 
 def _models(home: Path) -> list[str]:
@@ -133,9 +156,12 @@ def _read(file: Path) -> list[str]:
     return list(read_json(file)) if file.exists() else []
 
 
-def _push_data(at: Path, store: str, commits: list[str]) -> str:
-    """Why the data of the commits is not in the DVC remote yet; empty once it is, or where there is none."""
-    if not store:
+def _push_data(at: Path, store: str, commits: Sequence[str], *, what_there_is: bool = False) -> str:
+    """Why the data of the commits is not in the DVC remote yet; empty once it is, or where there is none.
+
+    With `what_there_is` nothing is said of what neither the cache nor the remote has.
+    """
+    if not store or not commits:
         return ""
     from dvc.exceptions import UploadError
     from dvc.lock import LockError
@@ -146,7 +172,7 @@ def _push_data(at: Path, store: str, commits: list[str]) -> str:
             wanted = set()
             # DVC's own push by revisions takes a remote's relative path for one below the root of the disk.
             for _ in repo.brancher(revs=list(commits), workspace=False):
-                wanted |= set().union(*repo.index.used_objs(push=True).values())
+                wanted |= set().union(*repo.index.used_objs(push=True, force=what_there_is).values())
             failed = repo.cloud.push(wanted, remote=store).failed
             if failed:
                 raise UploadError(len(failed))

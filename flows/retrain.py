@@ -102,6 +102,9 @@ def _retrain(home: Path, model: str, api: str | None, *, force: bool, why: str, 
         if code:
             return RetrainResult("failed", f"{model}: the source could not be looked at. {_last(said)}")
         code, said = mill(tree.folder, ["inputs", model], env={}, keep=(lock, tree.lock), say=print)
+        if code and "No such command" in said:
+            older = f"{model}: the code of `{main_branch(home)}` is older than what is checked out here"
+            return RetrainResult("failed", f"{older}, and does not know what this asks of it. Merge it there first.")
         if code:
             return RetrainResult("failed", f"{model}: nothing can be learned as it stands. {_last(said)}")
         inputs = read_json(tree.folder / INPUTS)

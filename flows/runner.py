@@ -6,6 +6,8 @@ It looks at params.yaml again where that changes. Interrupted, it ends the runs 
 import asyncio
 import signal
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,12 +65,12 @@ async def _serve(home: Path) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     _say(home, made)
-    beside = [asyncio.create_task(_watch(home, flows, runner))]
+    watching = asyncio.create_task(_watch(home, flows, runner))
     if flows.server.work_pool is not None:
-        beside.append(asyncio.create_task(_follow(home)))
+        # A thread that nobody waits for: what it is at may take long, and is finished by the next look.
+        threading.Thread(target=_follow, args=(home,), name="follow", daemon=True).start()
     await asyncio.wait((ended, asyncio.create_task(stop.wait())), return_when=asyncio.FIRST_COMPLETED)
-    for one in beside:
-        one.cancel()
+    watching.cancel()
     if not ended.done():
         await runner.astop()
     await ended
@@ -138,17 +140,20 @@ async def _watch(home: Path, at_start: Flows, runner: "Runner") -> None:
         _say(home, made)
 
 
-async def _follow(home: Path) -> None:
+def _follow(home: Path) -> None:
     """Put in use here what workers promote in clones of their own, and say what goes wrong, each thing once."""
     last = ""
     while True:
-        done, failed = await asyncio.to_thread(follow, home)
+        try:
+            done, failed = follow(home)
+        except Exception as error:  # whatever it is, what is promoted later has to be seen
+            done, failed = [], f"What other machines have promoted was not followed: {error!r}"
         for said in done:
             print(said, flush=True)
         if failed and failed != last:
             print(failed, file=sys.stderr, flush=True)
         last = failed
-        await asyncio.sleep(_FOLLOW_SECONDS)
+        time.sleep(_FOLLOW_SECONDS)
 
 
 def follow(home: Path) -> tuple[list[str], str]:

@@ -34,8 +34,6 @@ _READY_SECONDS = 180
 # The runner has to end a run, and the run its line.
 _PATIENCE_SECONDS = 75
 _SERVER_PATIENCE_SECONDS = 10
-# Between taking the lock and saying who has it: what is wanted is looked at, and the ports.
-_NAMED_SECONDS = 20
 # Between giving up the lock and being gone; where nobody takes leave of it, a process stays as a zombie.
 _LAST_BREATH_SECONDS = 5
 
@@ -115,8 +113,11 @@ def down(root: Path) -> int:
 
 
 def _named(root: Path) -> Running | None:
-    """The `mill up` that runs, whose name may be still to come. Raises UpError where the lock is held without one."""
-    until = time.monotonic() + _NAMED_SECONDS
+    """The `mill up` that runs, whose name may be still to come; None where the rest of one that was killed has ended.
+
+    Raises UpError where the lock is held all the while without one.
+    """
+    until = time.monotonic() + _PATIENCE_SECONDS
     while (found := running(root)) is None and not _is_free(root):
         if time.monotonic() > until:
             raise UpError(f"{_HELD} {_folder(root) / 'lock'}. End it.")

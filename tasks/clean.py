@@ -10,7 +10,8 @@ A row goes for the first of these reasons that it has, looked at in this order:
     duplicate_of:ID                an earlier row has the same text
     near_duplicate_of:ID           an earlier row that stays has nearly the same text
     unseen_label                   it is not in the train split, and no row there that stays has its label, or one of
-                                   them: nobody learns it. It stays once such a row has come
+                                   them: nobody learns it. It stays once such a row has come; one with its own text,
+                                   or nearly, is a duplicate and does not count as one
 
 Earlier is: in an earlier partition, or in the same with a lower id. So the order of the rows in a partition, and their
 shards, do not matter, and a new partition never takes an earlier row away. An ID behind `duplicate_of` or

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from tasks.errors import DataError
 from tasks.params import Scratch, Tokenize, TrainedTokenizer
 from tasks.problems import Problem
 from tasks.progress import progress
@@ -40,6 +41,8 @@ def tokenize(
     clean: Path, tokens: Path, tally: Path, *, params: Tokenize, base: str | Scratch, problem: Problem
 ) -> None:
     """Write a shard of tokens for each split and shard of `clean`, and to `tally` how many rows were too long.
+
+    Raises DataError where no row of a split is left.
 
     `tokens` holds `<split>-<shard>.arrow` (uncompressed Arrow IPC, so that train maps it into memory), `tokenizer/`,
     and a manifest with the signature: what the model's outputs will mean. Rows that nothing can be learned from are
@@ -89,6 +92,12 @@ def tokenize(
         went = pl.concat(left_out)
         for split in LEARNED_FROM:
             counts[split]["left_out"] = int((went["split"] == split).sum())
+            if counts[split]["left_out"] and not counts[split]["rows"]:
+                commonest = went.filter(pl.col("split") == split)["reason"].mode().sort()[0]
+                raise DataError(
+                    f"Every row of the {split} split is left out, the most of them because {commonest}. Raise "
+                    "tokenize.max_tokens, or take a base or a tokenizer that fits the texts."
+                )
         if len(went):
             write_parquet(folder / LEFT_OUT, went)
         write_json(folder / "manifest.json", facts)

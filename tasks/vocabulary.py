@@ -8,24 +8,23 @@ import polars as pl
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# Of a text's tokens. What is left then are its digits and full stops.
+# Of the tokens that stand for letters. What is left then is a name or two.
 _MOST_UNKNOWN = 0.8
 
 
 def unknown_id(tokenizer: "Tokenizer") -> int | None:
     """The number of the token that stands for what the vocabulary does not have; None where everything has one."""
     name = getattr(tokenizer.model, "unk_token", None)
-    if name is not None:
-        return tokenizer.token_to_id(name)
-    # Unigram keeps a number instead of a name.
-    number = getattr(tokenizer.model, "unk_id", None)
-    return int(number) if number is not None else None
+    if name is None and type(tokenizer.model).__name__ == "Unigram":  # it keeps a number, and does not tell it
+        name = next((name for name in ("<unk>", "[UNK]") if tokenizer.token_to_id(name) is not None), None)
+    return tokenizer.token_to_id(name) if name is not None else None
 
 
 def is_in_no_known_script(texts: pl.Series, tokenizer: "Tokenizer") -> pl.Series:
     """Whether a text is written in letters of which the vocabulary knows hardly any. Never where it is null.
 
-    A text with a letter of ASCII is not looked at, since all vocabularies have those.
+    A text with a letter of ASCII is not looked at, since all vocabularies have those. The tokenizer is left without
+    padding and truncation.
     """
     unknown = unknown_id(tokenizer)
     # One look over all, so that what is usual costs no second tokenizing.
@@ -33,9 +32,14 @@ def is_in_no_known_script(texts: pl.Series, tokenizer: "Tokenizer") -> pl.Series
     strange = is_strange.arg_true()
     if unknown is None or strange.is_empty():
         return pl.repeat(False, len(texts), dtype=pl.Boolean, eager=True)
-    encoded = tokenizer.encode_batch(texts.gather(strange).to_list(), add_special_tokens=False)
-    # What fills up to a length is no token of the text.
-    is_unread = [one.ids.count(unknown) > _MOST_UNKNOWN * sum(one.attention_mask) for one in encoded]
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    asked = texts.gather(strange).to_list()
+    is_unread = []
+    for text, encoded in zip(asked, tokenizer.encode_batch(asked, add_special_tokens=False), strict=True):
+        spans = zip(encoded.ids, encoded.offsets, strict=True)
+        of_letters = [number for number, (start, end) in spans if any(map(str.isalpha, text[start:end]))]
+        is_unread.append(of_letters.count(unknown) > _MOST_UNKNOWN * len(of_letters))
     return pl.repeat(False, len(texts), dtype=pl.Boolean, eager=True).scatter(strange, is_unread)
 
 

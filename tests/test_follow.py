@@ -36,6 +36,15 @@ def test_a_promotion_in_another_clone_is_followed_and_a_remote_that_is_away_is_s
     assert current("films", root).version == history.releases[1]
     assert follow(root) == ([], "")
 
+    head = (root / ".git/FETCH_HEAD").exists()
+    git(root, "tag", "-a", "-m", "mine", "nightly")
+    git(worker, "tag", "-a", "-m", "theirs", "nightly")
+    git(worker, "push", "-q", "origin", "nightly")
+    done, failed = follow(root)
+    assert (done, head, (root / ".git/FETCH_HEAD").exists()) == ([], False, False)
+    assert failed.startswith("The Git remote origin has other tags of these names than this clone, which keeps its own")
+    assert failed.endswith(": nightly. Delete those that are wrong, on either side.")
+
     bare.rename(tmp_path / "away.git")
     done, failed = follow(root)
     assert done == []

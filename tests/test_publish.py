@@ -135,18 +135,27 @@ def test_there_is_nothing_to_say_where_nothing_is_owed_or_no_remote_is_known(rep
     assert not (repository / ".mill/unpushed").exists()
 
 
-def test_a_remote_that_is_added_later_gets_the_champions_from_before(repository, bare, tmp_path):
+def test_a_remote_that_is_added_later_gets_what_is_left_of_the_champions_from_before(repository, bare, tmp_path):
     dvc(repository, "remote", "remove", "near")
-    owe(repository, git(repository, "rev-parse", "live"))
-    assert publish(repository) == "Pushed to the Git remote origin."
-    git(repository, "rm", "-q", "dvc.lock")
+    write_text(repository / "lists/one.txt", "of a folder")
+    dvc(repository, "add", "-q", "lists")
+    git(repository, "add", "-A")
+    git(repository, "commit", "-qm", "the next champion")
+    git(repository, "tag", "-am", "{}", "films#champion#2")
+    for name in ("films#champion#1", "films#champion#2"):
+        owe(repository, git(repository, "rev-parse", f"{name}^{{commit}}"))
+        assert publish(repository) == "Pushed to the Git remote origin."
+    git(repository, "rm", "-q", "dvc.lock", "lists.dvc")
     git(repository, "commit", "-qm", "no data of its own")
-    for name in ("one", "two"):
-        dvc(repository, "remote", "add", "--local", "-f", "-d", name, str(tmp_path / name))
-        owe(repository, git(repository, "rev-parse", "HEAD"))
-        assert publish(repository) == f"Pushed to the DVC remote {name} and the Git remote origin."
-        assert len([path for path in (tmp_path / name).rglob("*") if path.is_file()]) == 1
-    assert str(tmp_path) not in (repository / ".mill/published").read_text()
+    # What mill gc frees of old champions: the folder's list, without which DVC knows none of its files.
+    [listed] = (repository / ".dvc/cache").rglob("*.dir")
+    listed.unlink()
+    dvc(repository, "remote", "add", "--local", "-d", "store", str(tmp_path / "late"))
+    owe(repository, git(repository, "rev-parse", "HEAD"))
+    assert publish(repository) == "Pushed to the DVC remote store and the Git remote origin."
+    assert len([path for path in (tmp_path / "late").rglob("*") if path.is_file()]) == 1
+    assert not (repository / ".mill/unsent").exists()
+    assert publish(repository) == ""
 
 
 def test_a_remote_that_is_away_keeps_the_note_and_the_next_time_all_arrives(

@@ -2,7 +2,7 @@ import re
 
 import polars as pl
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tasks import problems
 from tasks.errors import DataError, ParamsError
@@ -10,6 +10,7 @@ from tasks.params import TrainedTokenizer
 from tasks.shards import ShardWriter, read_json, sha256_of
 from tasks.tokenize import tokenize, train_tokenizer
 from tasks.tokens import load_tokens
+from tasks.vocabulary import is_in_no_known_script
 from tests.conftest import REPOSITORY, TIDY, tiny_params
 
 PROBLEM = problems.load("text_classification")
@@ -63,6 +64,31 @@ def test_what_the_tokenizer_has_no_words_for_is_left_out_with_a_reason(tmp_path,
     tally = read_json(tmp_path / "tokenize.json")["splits"]
     assert sum(split["left_out"] for split in tally.values()) == 2
     assert sum(split["rows"] for split in tally.values()) == len(learned_from)
+
+
+def test_a_tokenizer_that_a_problem_has_set_for_pairs_still_reads_one_text(reviews):
+    learned = train_tokenizer(TrainedTokenizer(algorithm="wordpiece", vocabulary=400), reviews["text"].head(50))
+    tokenizer = learned.backend_tokenizer
+    tokenizer.enable_truncation(8, strategy="only_second")
+    texts = pl.Series(["ይህ ፊልም በጣም ጥሩ ነበር! " * 20, "ጥሩ!", "fine", None, "2 × 2", "ይህ ፊልም film"])
+    assert is_in_no_known_script(texts, tokenizer).to_list() == [True, True, False, False, False, False]
+
+
+def test_a_unigram_vocabulary_that_has_no_bytes_has_texts_that_it_does_not_know():
+    pieces = [("<unk>", 0.0), ("▁film", -1.0), ("film", -2.0)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    assert is_in_no_known_script(pl.Series(["ይህ ፊልም", "film"]), tokenizer).to_list() == [True, False]
+
+
+def test_a_split_of_which_nothing_is_left_is_said_with_the_commonest_reason(tmp_path, reviews):
+    learned = train_tokenizer(TrainedTokenizer(algorithm="wordpiece", vocabulary=400), reviews["text"].head(50))
+    learned.save_pretrained(tmp_path / "base")
+    rows = reviews.with_columns(text=pl.format("ይህ ፊልም በጣም ጥሩ ነበር {}", pl.int_range(len(reviews))))
+    with pytest.raises(
+        DataError, match="Every row of the train split is left out, the most of them because text is in"
+    ):
+        run(tmp_path, rows, tokenizer="base", base=str(tmp_path / "base"))
 
 
 def test_a_pair_that_is_too_long_for_what_is_read_whole_is_left_out_and_named(tmp_path, reviews):

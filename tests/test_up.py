@@ -254,7 +254,7 @@ def answers_at(url: str) -> bool:
 
 @pytest.mark.slow
 def test_a_server_that_dies_in_mid_run_comes_back_and_the_run_goes_on(repository, started, prefect):
-    write_text(repository.parent / "runs/seconds", "15")
+    write_text(repository.parent / "runs/seconds", "60")  # longer than a server takes to come back
     arrive(repository, "films", 3)
     before = len(line_runs(repository))
     run = prefect.run()
@@ -293,7 +293,7 @@ import fcntl, json, os, sys, time
 lock = open("lock", "w")
 fcntl.flock(lock, fcntl.LOCK_EX)
 print("held", flush=True)
-time.sleep(1)
+time.sleep(8)
 here = {"process": os.getpid(), **dict.fromkeys(("api", "page", "serves", "evidently", "since", "log"), "")}
 json.dump(here, open("running.json", "w"))
 time.sleep(60)
