@@ -54,8 +54,10 @@ def make_report(
 
     _register_method()
     kinds = {one.name: one.kind for one in subject.reference.watched}
-    current = _columns(subject.reference, judged.sample)
+    # Evidently refuses a column without any number, as that of a window to which nothing could be answered.
+    current = {name: column for name, column in _columns(subject.reference, judged.sample).items() if _has_any(column)}
     held_out = _columns(subject.reference, subject.reference.sample)
+    held_out = {name: column for name, column in held_out.items() if name in current}
     axes = [column for column in current if column.startswith("embedding_axis_")]
     measured = {
         _LATENCY: np.asarray(latency_ms, dtype=np.float64),
@@ -180,6 +182,10 @@ def _measures(measured: Mapping[str, Any]) -> Iterator["MetricOrContainer"]:
 def _least_drift(test: Mapping[str, Any]) -> float:
     """The smallest figure of six decimals that is drift."""
     return float(max(test["threshold"], test["chance"] + 1e-6))
+
+
+def _has_any(column: NDArray[Any]) -> bool:
+    return column.dtype == object or bool(np.isfinite(column).any())
 
 
 def _columns(reference: Reference, sample: Sample) -> dict[str, NDArray[Any]]:

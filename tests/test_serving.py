@@ -116,8 +116,14 @@ def test_a_model_that_is_not_there_is_named_with_those_that_are(server: Running)
 
 
 def test_emoji_null_bytes_and_right_to_left_text_are_answered(server: Running) -> None:
-    for text in ("🎬🍿" * 50, "a\0b", "סרט נפלא", "‮reversed"):
+    for text in ("🎬🍿" * 50, "a\0b", "סרט נפלא, a film", "‮reversed"):
         assert server.predict({"text": text}).status_code == 200, text
+
+
+def test_a_text_in_letters_that_the_vocabulary_does_not_have_is_refused_with_a_sentence(server: Running) -> None:
+    refused = server.predict({"text": "סרט נפלא"})
+    assert refused.status_code == 422
+    assert "text is in no script that the model has learned" in refused.json()["error"]
 
 
 def test_a_caller_who_sends_slowly_is_sent_away(server: Running) -> None:
