@@ -7,7 +7,6 @@ import asyncio
 import signal
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from flows.automations import Deployed
+from flows.follow import keep_following
 from flows.params import Flows, load_flows
-from flows.publish import fetch_tags
-from flows.registry import settle
 from flows.schedule import planned, register
 from tasks.errors import MillError
 from tasks.shards import write_json
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 
 _LOOK_SECONDS = 5
 _POLL_SECONDS = 5
-_FOLLOW_SECONDS = 60
 
 
 def scheduled_file(home: Path) -> Path:
@@ -68,7 +65,7 @@ async def _serve(home: Path) -> None:
     watching = asyncio.create_task(_watch(home, flows, runner))
     if flows.server.work_pool is not None:
         # A thread that nobody waits for: what it is at may take long, and is finished by the next look.
-        threading.Thread(target=_follow, args=(home,), name="follow", daemon=True).start()
+        threading.Thread(target=keep_following, args=(home,), name="follow", daemon=True).start()
     await asyncio.wait((ended, asyncio.create_task(stop.wait())), return_when=asyncio.FIRST_COMPLETED)
     watching.cancel()
     if not ended.done():
@@ -138,29 +135,6 @@ async def _watch(home: Path, at_start: Flows, runner: "Runner") -> None:
             continue
         held = wanted
         _say(home, made)
-
-
-def _follow(home: Path) -> None:
-    """Put in use here what workers promote in clones of their own, and say what goes wrong, each thing once."""
-    last = ""
-    while True:
-        try:
-            done, failed = follow(home)
-        except Exception as error:  # whatever it is, what is promoted later has to be seen
-            done, failed = [], f"What other machines have promoted was not followed: {error!r}"
-        for said in done:
-            print(said, flush=True)
-        if failed and failed != last:
-            print(failed, file=sys.stderr, flush=True)
-        last = failed
-        time.sleep(_FOLLOW_SECONDS)
-
-
-def follow(home: Path) -> tuple[list[str], str]:
-    """Look once at what was promoted elsewhere: what is in use now, a sentence each, and what went wrong."""
-    failures = list(filter(None, [fetch_tags(home)]))
-    done = settle(home, failures.append)
-    return done, "\n".join(failures)
 
 
 def _stamp(file: Path) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tasks.release import Release
 from tasks.runtime import Runtime, load_runtime
-from tasks.vocabulary import is_in_no_known_script, too_long_reason, unread_reason
+from tasks.vocabulary import too_long_reason, unread_reasons
 
 Embedding = NDArray[np.float16]
 
@@ -82,13 +82,9 @@ class Answerer:
 
     def _with_unread(self, numbered: pl.DataFrame) -> pl.DataFrame:
         """The same, with a reason for what the model would read as one unknown token after the other."""
-        for name in self.runtime.problem.inputs:
-            if numbered.schema[name] == pl.String():
-                is_unread = is_in_no_known_script(numbered[name], self.runtime.tokenizer) & numbered["reason"].is_null()
-                numbered = numbered.with_columns(
-                    reason=pl.when(is_unread).then(pl.lit(unread_reason(name))).otherwise("reason")
-                )
-        return numbered
+        texts = [name for name in self.runtime.problem.inputs if numbered.schema[name] == pl.String()]
+        unread = unread_reasons(numbered, texts, self.runtime.tokenizer)
+        return numbered.with_columns(reason=pl.coalesce("reason", unread))
 
     def _with_too_long(self, numbered: pl.DataFrame) -> pl.DataFrame:
         """The same, with a reason for what the model could read a part of only."""

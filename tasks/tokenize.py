@@ -24,7 +24,7 @@ from tasks.shards import (
     write_json,
     write_parquet,
 )
-from tasks.vocabulary import is_in_no_known_script, too_long_reason, unread_reason
+from tasks.vocabulary import too_long_reason, unread_reasons
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -66,8 +66,9 @@ def tokenize(
                 rows = shard.read()
                 for split in LEARNED_FROM:
                     part = rows.filter(pl.col("split") == split)
-                    left_out.append(_unread(part, backend, problem))
-                    part = part.filter(~pl.col("id").is_in(left_out[-1]["id"].implode()))
+                    reasons = unread_reasons(part, problem.texts, backend)
+                    left_out.append(part.select("id", "split", reason=reasons).drop_nulls("reason"))
+                    part = part.filter(reasons.is_null())
                     encoded = problem.encode(part, backend, signature, params.max_tokens)
                     if problem.reads_whole:
                         cut = encoded.filter("truncated").select("id", split=pl.lit(split), reason=pl.lit(too_long))
@@ -102,15 +103,6 @@ def tokenize(
             write_parquet(folder / LEFT_OUT, went)
         write_json(folder / "manifest.json", facts)
     write_json(tally, {"splits": counts, "vocabulary": len(tokenizer)})
-
-
-def _unread(rows: pl.DataFrame, tokenizer: "Tokenizer", problem: Problem) -> pl.DataFrame:
-    """`id`, `split` and `reason` of the rows that the tokenizer has no words for."""
-    found = rows.select("id", "split", reason=pl.lit(None, dtype=pl.String))
-    for name in problem.texts:
-        is_unread = is_in_no_known_script(rows[name], tokenizer) & found["reason"].is_null()
-        found = found.with_columns(reason=pl.when(is_unread).then(pl.lit(unread_reason(name))).otherwise("reason"))
-    return found.filter(pl.col("reason").is_not_null())
 
 
 def _tokenizer(params: Tokenize, base: str | Scratch, clean: Path, problem: Problem) -> "PreTrainedTokenizerBase":

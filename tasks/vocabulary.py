@@ -43,11 +43,16 @@ def is_in_no_known_script(texts: pl.Series, tokenizer: "Tokenizer") -> pl.Series
     return pl.repeat(False, len(texts), dtype=pl.Boolean, eager=True).scatter(strange, is_unread)
 
 
-def unread_reason(name: str) -> str:
-    """Why a row whose column `name` holds such a text has no answer, and is not learned from."""
-    return f"{name} is in no script that the model has learned: its vocabulary has none of the words"
+def unread_reasons(rows: pl.DataFrame, names: Sequence[str], tokenizer: "Tokenizer") -> pl.Series:
+    """Why a row has no answer and is not learned from: which of the columns holds such a text; null where none does."""
+    found = pl.repeat(None, len(rows), dtype=pl.String, eager=True)
+    for name in names:
+        reason = f"{name} is in no script that the model has learned: its vocabulary has none of the words"
+        is_unread = is_in_no_known_script(rows[name], tokenizer)
+        found = pl.select(pl.coalesce(found, pl.when(is_unread).then(pl.lit(reason)))).to_series()
+    return found
 
 
 def too_long_reason(names: Sequence[str], max_tokens: int) -> str:
-    """The same of a row that the model could read a part of only."""
+    """Why a row has none that the model could read a part of only."""
     return f"{' and '.join(names)} is longer than the {max_tokens} tokens that the model reads"

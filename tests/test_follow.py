@@ -1,12 +1,12 @@
-"""What workers promote in clones of their own comes into use where `mill up` runs: flows/runner.py."""
+"""What workers promote in clones of their own comes into use where `mill up` runs: flows/follow.py."""
 
 from pathlib import Path
 
 import pytest
 
+from flows.follow import follow
 from flows.git import git
 from flows.registry import promote, register
-from flows.runner import follow
 from flows.store import current
 from tasks.release import read_release
 from tests.registered import History, dvc

@@ -53,6 +53,17 @@ def test_what_the_code_here_does_not_know_is_read_by_the_code_that_does(reposito
     assert json.loads(git(repository, "show", f"{LIVE}:params.yaml"))["flows"]["tomorrow"] == 1
 
 
+def test_a_main_that_is_older_than_the_code_here_is_said(repository: Path) -> None:  # noqa: F811
+    older = COMMAND.replace("main = cli.main", "cli.cli_versions.app.registered_commands[:] = []\nmain = cli.main")
+    write_text(repository / "flows/__init__.py", PACKAGE)
+    write_text(repository / "flows/cli.py", older.replace('assert found["flows"].pop("tomorrow") == 1', "pass"))
+    git(repository, "add", "-A")
+    git(repository, "commit", "-qm", "what was")
+    result = retrain(repository, "films")
+    assert result.verdict == "failed"
+    assert "the code of `main` is older than what is checked out here" in result.sentence
+
+
 def test_a_gate_that_asks_for_no_metric_of_the_problem_is_said_before_anything_is_learned(
     repository: Path,  # noqa: F811
 ) -> None:

@@ -90,15 +90,6 @@ class Translation(Problem):
         )
         return encoded if signature is None else encoded.with_columns(labels=_text.lists(labels))
 
-    def learned(self, encoded: pl.DataFrame, seed: int) -> pl.DataFrame:
-        """The pairs of which both sides are whole."""
-        whole = encoded.filter(~pl.col("truncated"))
-        if whole.is_empty():
-            raise DataError(
-                "Every pair of the train or the validation split is longer than tokenize.max_tokens; raise it."
-            )
-        return whole
-
     def augment(self, encoded: pl.DataFrame, specials: Sequence[int], draw: Draw) -> pl.DataFrame:
         """The text that is read alone: of the translation every token is what the ones before it should lead to."""
         return _encoder.augment(encoded, specials, draw)
