@@ -62,10 +62,16 @@ def read_rules(
     rows: Iterable[Mapping[str, Mapping[str, Any]]],
     table: Iterable[Mapping[str, Mapping[str, Any]]],
     schema: Mapping[str, pl.DataType],
+    of_problem: Iterable[Mapping[str, Mapping[str, Any]]] = (),
 ) -> tuple[list[Rule], list[Rule]]:
-    """The rules on rows and on the table. Raises ParamsError with every mistake in them."""
+    """The rules on rows and on the table. Raises ParamsError with every mistake in them.
+
+    What the problem expects of its rows comes behind what params do, where they do not say it themselves.
+    """
     mistakes: list[str] = []
     on_rows = list(_read("rows", rows, ROWS, schema, mistakes))
+    said = {str(rule) for rule in on_rows}
+    on_rows += [rule for rule in _read("problem", of_problem, ROWS, schema, mistakes) if str(rule) not in said]
     on_table = list(_read("table", table, TABLE, schema, mistakes))
     if mistakes:
         raise ParamsError("\n".join(mistakes))

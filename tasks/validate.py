@@ -57,7 +57,7 @@ def validate(
     """
     shards = read_shards(collected)
     schema = _schema(shards, collected, problem)
-    on_rows, on_table = read_rules(params.rows, params.table, schema)
+    on_rows, on_table = read_rules(params.rows, params.table, schema, problem.expectations)
     mended = {admission.id: admission for admission in read_admissions(admissions, schema)}
     sieve = Sieve(on_rows, on_table, schema, mended, problem)
     with atomic_folder(valid) as unfinished:

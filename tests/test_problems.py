@@ -10,6 +10,8 @@ import pytest
 
 from tasks import problems
 from tasks.errors import ParamsError
+from tasks.expectations import read_rules
+from tasks.gx import RowJudge
 from tasks.params import Scratch
 from tasks.problems import Problem
 from tasks.problems._text import specials
@@ -28,6 +30,38 @@ def problem(request: pytest.FixtureRequest) -> Problem:
 @pytest.fixture(scope="module")
 def signature(problem: Problem) -> Any:
     return problem.signature(problem.examples())
+
+
+def broken(rows: pl.DataFrame, problem: Problem) -> list[str]:
+    """The ids of the rows that break something which the problem expects."""
+    rules, _ = read_rules([], [], rows.schema, problem.expectations)
+    found = RowJudge(rules).judge(rows, Path("examples"))
+    return sorted({rows["id"][position] for one in found for position in one.positions})
+
+
+def test_its_own_examples_keep_what_it_expects(problem: Problem) -> None:
+    assert broken(problem.examples(), problem) == []
+
+
+def test_a_row_without_a_column_that_it_needs_breaks_it(problem: Problem) -> None:
+    rows = problem.examples()
+    for name in problem.columns:
+        empty = pl.when(pl.int_range(len(rows)) == 1).then(None).otherwise(name).alias(name)
+        assert broken(rows.with_columns(empty), problem) == [rows["id"][1]]
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value"),
+    [
+        ("translation", "translation", " \n"),
+        ("question_answering", "answer_start", -2),
+        ("multilabel_classification", "labels", "film|news|film"),
+    ],
+)
+def test_a_value_that_nobody_can_learn_from_breaks_it(name: str, column: str, value: Any) -> None:
+    rows = problems.load(name).examples()
+    wrong = pl.when(pl.int_range(len(rows)) == 1).then(pl.lit(value)).otherwise(column).alias(column)
+    assert broken(rows.with_columns(wrong), problems.load(name)) == [rows["id"][1]]
 
 
 @pytest.fixture(scope="module")

@@ -337,9 +337,13 @@ def test_one_label_is_stopped_by_the_rule_on_its_count(run: Run) -> None:
         run(FEW.with_columns(label=pl.lit("positive")))
 
 
-def test_without_rules_every_row_is_valid(run: Run) -> None:
+def test_without_rules_what_the_problem_expects_of_its_rows_is_asked_all_the_same(run: Run) -> None:
     run(FEW, rows=[], table=[])
     assert run.valid.equals(FEW)
+    whole = pl.int_range(len(FEW)) != 3
+    run(FEW.with_columns(pl.when(whole).then("text").alias("text")), rows=[], table=[])
+    assert run.valid.equals(FEW.filter(whole))
+    assert run.quarantine["reasons"].to_list() == [["expect_column_values_to_not_be_null(text): null"]]
 
 
 def test_nothing_is_said_and_nobody_is_called(

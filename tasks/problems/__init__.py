@@ -28,6 +28,10 @@ Draw = Callable[[pl.Series], pl.Series]
 Signature = Mapping[str, Any]
 
 
+# A row-level expectation in Great Expectations' words: its name, and its arguments.
+Expectation = Mapping[str, Mapping[str, Any]]
+
+
 class Problem(Protocol):
     """One kind of problem, from the columns that it needs to the figures that judge it.
 
@@ -37,6 +41,8 @@ class Problem(Protocol):
     name: str
     columns: Mapping[str, pl.DataType]
     """What a row must have besides `id`. More columns may come along: groups, times, slices."""
+    expects: Sequence[Expectation] = ()
+    """What every row has to keep besides having all `columns`; see `expectations`."""
     texts: Sequence[str]
     """The columns that clean normalises, redacts, measures and compares. A row without one of them is no row."""
     target_texts: Sequence[str] = ()
@@ -55,6 +61,11 @@ class Problem(Protocol):
     """Every metric, and its direction. A metric of one label, such as `f1[positive]`, stands here as `f1`."""
     headline: str
     """The metric that a summary shows."""
+
+    @property
+    def expectations(self) -> list[Expectation]:
+        """What every row has to keep, whatever params say; validate puts the others into quarantine."""
+        return [{"expect_column_values_to_not_be_null": {"column": name}} for name in self.columns] + [*self.expects]
 
     def realign(self, raw: pl.DataFrame, tidied: pl.DataFrame) -> tuple[pl.DataFrame, pl.Series]:
         """The tidied rows with targets that point into a text where it stands now, and why a row goes: null, or one of

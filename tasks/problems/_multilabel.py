@@ -19,6 +19,8 @@ from tasks.problems._classification import Floats, mean_where_defined, ranking_m
 Bools = NDArray[np.bool_]
 
 SEPARATOR = "|"
+TWICE = r"(^|\|)([^|]+)\|(.*\|)?\2(\||$)"
+"""Matches labels of which one stands there twice."""
 
 # A metric of one label stands as `f1[positive]` and has the direction of `f1`.
 HIGHER_IS_BETTER: Mapping[str, bool] = {

@@ -22,6 +22,7 @@ class MultilabelClassification(Problem):
 
     name = "multilabel_classification"
     columns: Mapping[str, pl.DataType] = {"text": pl.String(), "labels": pl.String()}
+    expects = ({"expect_column_values_to_not_match_regex": {"column": "labels", "regex": _multilabel.TWICE}},)
     texts = ("text",)
     label = "labels"
     separator = _multilabel.SEPARATOR

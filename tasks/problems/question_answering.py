@@ -51,6 +51,7 @@ class QuestionAnswering(Problem):
         "answer": pl.String(),  # "" where the context holds none
         "answer_start": pl.Int64(),  # in characters; -1 where the context holds none
     }
+    expects = ({"expect_column_values_to_be_between": {"column": "answer_start", "min_value": -1}},)
     texts = ("context", "question")
     target_texts = ("answer",)
     label = None

@@ -35,6 +35,7 @@ class Translation(Problem):
 
     name = "translation"
     columns: Mapping[str, pl.DataType] = {"text": pl.String(), "translation": pl.String()}
+    expects = ({"expect_column_values_to_match_regex": {"column": "translation", "regex": r"\S"}},)
     texts = ("text",)
     target_texts = ("translation",)
     label = None
