@@ -57,7 +57,7 @@ def follow_up(
         return Followed(told=memory.told)
     enough = num_labels >= params.min_labels
     since = memory.versions.get(subject.version, Progress()).since
-    targets = ", ".join(_target_columns(subject))
+    targets = ", ".join(subject.targets)
     sentences, num_wanted, wanted = [], 0, None
     if enough or not targets:
         watched.wanted.unlink(missing_ok=True)
@@ -136,15 +136,10 @@ def _ask(model: str, params: Monitor, watched: Watched, journal: Windows, subjec
             embedding_NE = subject.reference.projection(found)
     sure = rows["probability"].cast(pl.Float64).to_numpy() if "probability" in rows.columns else None
     chosen = worth_labelling(sure, embedding_NE, len(rows), params.ask_labels, params.seed)
-    targets = {name: pl.lit(None, dtype=pl.String) for name in _target_columns(subject)}
+    targets = {name: pl.lit(None, dtype=pl.String) for name in subject.targets}
     answered = {f"answered_{name}": pl.col(name) for name in subject.answer if not rows.schema[name].is_nested()}
     table = rows[chosen["place"].to_list()].select("id", *subject.inputs, **answered)
     table = table.select("id", **targets).hstack(table.drop("id")).hstack([chosen["why"]])
     with atomic_file(watched.wanted) as unfinished:
         table.write_csv(unfinished)
     return len(table)
-
-
-def _target_columns(subject: Subject) -> list[str]:
-    problem = subject.runtime.problem
-    return [name for name in problem.columns if name not in problem.inputs]

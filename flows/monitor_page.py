@@ -80,6 +80,7 @@ def write_page(
             findings=asdict(findings),
             wanted=_relative(followed.wanted, page),
             num_wanted=followed.num_wanted,
+            targets=subject.targets,
             evidently=_relative(watched_page, page) if watched_page and watched_page.exists() else None,
         ),
     )

@@ -19,7 +19,7 @@ Embedding = NDArray[np.float16]
 class Traced:
     """What became of one row: its answer or the reason why it has none, and what the journal keeps besides."""
 
-    answer: Mapping[str, Any]  # the problem's columns; all None where there is a reason
+    answer: Mapping[str, Any]  # the problem's columns, all None where there is a reason; and how a text was drawn
     reason: str | None
     inputs: Mapping[str, Any]  # as the model read them: tidied, with pseudonyms for personal data
     embedding: Embedding | None

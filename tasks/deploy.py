@@ -160,6 +160,7 @@ def reference(
     rows: pl.DataFrame, runtime: Runtime, problem: Problem, advance: Callable[[int], None] = lambda _: None
 ) -> pl.DataFrame:
     """Give what the monitor compares traffic with: per row its descriptors, the answer, the embedding; but no text."""
+    rows = problem.asked(rows)
     outputs = runtime.outputs(rows, advance=advance)
     embedding_ND = np.asarray(outputs["pooled_embedding"], dtype=np.float32)
     answers = problem.answer(rows, outputs, runtime.signature, runtime.calibration)

@@ -24,6 +24,7 @@ from tasks.params import Evaluate
 from tasks.release import REFERENCE, Release
 from tasks.runtime import Runtime, load_runtime
 from tasks.watching import Watching
+from tasks.writing import SAMPLING
 
 OK, WATCH, ALARM = "ok", "watch", "alarm"
 
@@ -47,6 +48,12 @@ class Subject:
         return self.release.version
 
     @property
+    def targets(self) -> list[str]:
+        """The columns that a label fills in; none where texts alone are learned from."""
+        problem = self.runtime.problem
+        return [name for name in problem.columns if name not in problem.inputs]
+
+    @property
     def evaluate(self) -> Evaluate:
         """How the release's own figures were made."""
         return Evaluate.model_validate(self.release.manifest["parameters"]["evaluate"])
@@ -63,7 +70,7 @@ def open_subject(release: Release) -> Subject:
         held_out,
         Reference(held_out, about),
         {name: runtime.problem.columns[name] for name in runtime.problem.inputs},
-        dict(runtime.problem.answer_schema(runtime.signature)),
+        {**runtime.problem.answer_schema(runtime.signature), **(SAMPLING if runtime.problem.writes else {})},
     )
 
 
@@ -98,7 +105,7 @@ def judge_window(
     places = evenly(len(rows), looked_at)
     chosen = rows[places]
     answers = subject.runtime.problem.watched(chosen.select(subject.answer.keys()))
-    described = pl.concat([describe(chosen, subject.runtime), answers], how="horizontal")
+    described = describe(chosen, subject.runtime).hstack(answers.get_columns())
     sample = subject.reference.sample_of(described, _embeddings_of(chosen, embeddings))
     calibration = calibrated(
         cache,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from tasks.errors import DataError
@@ -33,6 +34,10 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+
+
+# What the monitor reads of it in the journal, where it stands beside the answer.
+SAMPLING = pl.Schema({"sampling": pl.Struct({"temperature": pl.Float64()})})
 
 
 def prompts_of(

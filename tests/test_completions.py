@@ -19,10 +19,12 @@ from flows.portal import add_portal
 from flows.recipes import add
 from tasks import problems
 from tasks.deploy import deploy
+from tasks.monitor import open_subject
 from tasks.params import Scratch, TrainedTokenizer, load_model
 from tasks.paths import Paths
 from tasks.release import read_release
 from tasks.shards import write_json
+from tasks.windows import Window, open_windows
 from tests.conftest import REPOSITORY, Line, walk, write_params
 from tests.model_server import Running, running, use
 from tests.test_schemathesis import asked_by_schema
@@ -146,6 +148,33 @@ def test_a_text_that_was_written_stands_in_the_journal_under_its_id(server: Runn
     assert kept["answer"]["continuation"] == answer["choices"][0]["text"]
     assert kept["answer"]["bits_per_byte"] > 0
     assert kept["version"] == answer["system_fingerprint"]
+
+
+def test_a_drawn_text_can_be_drawn_again_by_what_the_journal_has_of_it(server: Running) -> None:
+    drawn = asked(server, temperature=1.3, top_p=0.9, stop="\n").json()
+    kept = server.journal.find(drawn["id"])
+    assert kept is not None
+    again = {name: kept["answer"]["sampling"][name] for name in ("temperature", "top_k", "top_p", "seed", "stop")}
+    assert (again["temperature"], again["top_p"], again["stop"]) == (1.3, 0.9, ["\n"])
+    assert asked(server, **again).json()["choices"] == drawn["choices"]
+    assert asked(server, **again | {"seed": again["seed"] + 1}).json()["choices"] != drawn["choices"]
+
+
+def test_what_chance_has_written_is_not_held_against_what_is_likeliest(server: Running, root: Path) -> None:
+    subject = open_subject(read_release(root / "models/tiny/release"))
+    windows = open_windows(f"sqlite:///{root}/.mill/journal.sqlite", "tiny")
+
+    def watched(**changes: Any) -> list[str]:
+        before = windows.pending(0, 2**62)["seq"].max() or 0
+        asked(server, prompt=[PROMPT, "Water boils when"], **changes)
+        after = windows.pending(int(before), 2**62)["seq"].to_list()  # type: ignore[arg-type]
+        rows = windows.rows(Window(subject.version, after[0], after[-1], len(after)), subject.inputs, subject.answer)
+        assert rows["continuation"].str.len_bytes().min() > 0  # type: ignore[operator]
+        return subject.runtime.problem.watched(rows.select(subject.answer.keys())).columns
+
+    assert watched() == ["bits_per_byte", "continuation_num_words", "repetition"]
+    assert watched(temperature=1.0) == ["bits_per_byte"]
+    windows.close()
 
 
 def test_a_streamed_text_is_in_the_journal_before_its_end_is_told(server: Running) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import polars as pl
 import pytest
 from prefect.states import Cancelled, Completed, Running
 
@@ -19,6 +20,7 @@ from flows.params import load_flows
 from flows.registry import record_decision
 from flows.schedule import register
 from tasks import problems
+from tasks.monitor import Subject
 from tasks.shards import write_json
 from tests.conftest import REPOSITORY, Line
 from tests.deployments import applied, runs_of
@@ -192,7 +194,9 @@ def test_a_model_that_learns_from_texts_alone_is_asked_no_labels_for(tmp_path):
     watched.wanted.write_text("id\n")  # of a time when its problem was another
     told = {"version": "v", "since": 0, "enough": False, "labels": 0}
     memory = Memory(versions={"v": Progress()}, told=told)
-    writer = SimpleNamespace(version="v", runtime=SimpleNamespace(problem=problems.load("text_generation")))
+    runtime = SimpleNamespace(problem=problems.load("text_generation"))
+    release: Any = SimpleNamespace(version="v")
+    writer = Subject(release, runtime, pl.DataFrame(), None, {}, {})  # type: ignore[arg-type]
     params = load_flows(REPOSITORY / "params.yaml").models["reviews"].monitor
     last = {"verdict": "alarm", "number": 1}
     followed = follow_up(tmp_path, MODEL, params, watched, None, memory, writer, last, 0, "")  # type: ignore[arg-type]

@@ -359,6 +359,23 @@ def test_repetition_is_the_share_of_runs_of_four_words_that_were_there_before() 
     assert measured["bits_per_byte"][0] == pytest.approx((sizes * [1, 2, 3]).sum() / sizes.sum())
 
 
+def test_the_monitor_holds_prompts_against_beginnings_and_not_against_whole_texts() -> None:
+    texts = ["word " * 100, "short", "人工智能" * 100, "unbroken" * 50, " " + "x" * 300]
+    rows = pl.DataFrame(
+        {"id": [f"{place}" for place in range(500)], "text": [texts[place % 5] for place in range(500)]}
+    )
+    found = PROBLEM.asked(rows)
+    assert found["id"].equals(rows["id"])
+    for whole, beginning in zip(rows["text"], found["text"], strict=True):
+        assert whole.startswith(beginning)
+        assert len(beginning.strip()) >= min(len(whole), 15)
+        assert len(beginning) <= 200
+    words = found.filter(pl.col("text").str.starts_with("word"))["text"]
+    assert words.str.ends_with("word").all()
+    assert words.str.len_chars().n_unique() > 25
+    assert PROBLEM.asked(rows.reverse()).reverse().equals(found)
+
+
 def slow_copied(written: str, train: list[str]) -> int:
     """The definition, word for word."""
     found = [re.findall(r"[一-龥]|[^\W一-龥]+", text.lower()) for text in [written, *train]]

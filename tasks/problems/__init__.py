@@ -175,8 +175,15 @@ class Problem(Protocol):
         return answers
 
     def watched(self, answers: pl.DataFrame) -> pl.DataFrame:
-        """What of each answer the monitor compares: numbers and kinds, but no text."""
+        """What of each answer the monitor compares: numbers and kinds, but no text. What is left out is not compared.
+
+        Answers from the journal have `sampling` besides where something is written: how it was drawn, or null.
+        """
         return answers
+
+    def asked(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Held-out rows as callers would ask them, for the monitor to hold traffic against."""
+        return rows
 
     def agree(self, answers: pl.DataFrame, others: pl.DataFrame) -> pl.Series:
         """Per row, whether both answer the same; where `others` are rows with their targets, whether that is right.

@@ -89,6 +89,13 @@ def descriptors(column: str, prefix: str = "") -> list[pl.Expr]:
     return [expression.alias(prefix + name) for name, expression in described.items()]
 
 
+def was_drawn(answers: pl.DataFrame) -> bool:
+    """Whether chance has written any of these answers; their `sampling` is there where they are from the journal."""
+    if "sampling" not in answers.columns:
+        return False
+    return bool((answers["sampling"].struct.field("temperature") > 0).any())
+
+
 def perplexity(outputs: Mapping[str, NDArray[Any]]) -> float:
     """exp of the mean negative log likelihood of a token, from `nll`, in nats of N rows, and their `num_tokens`."""
     num_tokens = int(outputs["num_tokens"].sum())

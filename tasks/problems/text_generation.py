@@ -4,6 +4,7 @@ A text that is longer than the model is read in windows that overlap, and each t
 by shape: W windows, N rows, T tokens, P tokens of the cache, L layers, H heads, D width, E bytes.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,9 @@ _NOT_COUNTED = -100
 
 # Words that repeat so many of an earlier place are counted as repetition (Welleck et al. 2020).
 _REPEATED_WORDS = 4
+
+# How many characters of a held-out text the monitor takes for a prompt.
+_PROMPT_CHARS = 20, 200
 
 _ANSWER = pl.Schema({"continuation": pl.String(), "bits_per_byte": pl.Float64()})
 
@@ -210,7 +214,14 @@ class TextGeneration(Problem):
         copied_N = _copied.longest_copied(answers["continuation"], train["text"])
         return answers.with_columns(pl.Series("copied_words", copied_N))
 
+    def asked(self, rows: pl.DataFrame) -> pl.DataFrame:
+        """Beginnings, since that is what a prompt is: up to a word's end, the first characters of each text."""
+        beginnings = [_beginning(text, row_id) for row_id, text in rows.select("id", "text").iter_rows()]
+        return rows.with_columns(text=pl.Series(beginnings, dtype=pl.String))
+
     def watched(self, answers: pl.DataFrame) -> pl.DataFrame:
+        if _text.was_drawn(answers):  # how long it is and how often it says the same is what the caller has asked for
+            return answers.select("bits_per_byte")
         return answers.select(
             "bits_per_byte",
             continuation_num_words=pl.col("continuation").str.count_matches(r"\w+"),
@@ -275,6 +286,16 @@ class TextGeneration(Problem):
             "人工智能是未来科技发展的关键。",
         )
         return pl.DataFrame({"id": [f"e{number}" for number in range(len(texts))], "text": texts})
+
+
+def _beginning(text: str, row_id: str) -> str:
+    """The first 20 to 200 characters, as many as a hash of the id says, without a word that they cut in two."""
+    fewest, most = _PROMPT_CHARS
+    size = fewest + int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:8]) % (most - fewest + 1)
+    cut = text[:size]
+    if len(text) > size and not text[size].isspace() and len(whole := cut.rsplit(None, 1)) == 2:
+        cut = whole[0]
+    return cut.rstrip() or text
 
 
 def _num_bytes(rows: pl.DataFrame) -> NDArray[np.float64]:
