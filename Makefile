@@ -64,6 +64,7 @@ bench: install   ## measure what the README says, and print the figures
 	python -m tests.benchmarks.serving --only throughput latency journal swaps accuracy
 	python -m tests.benchmarks.monitor
 	python -m tests.benchmarks.generate
+	python -m tests.benchmarks.generate --recipe translation
 
 lock:            ## resolve pyproject.toml anew into requirements.lock, as near to the old versions as it allows
 	folder=$$(mktemp -d) && $(PYTHON) -m venv $$folder \

@@ -1,11 +1,11 @@
 """Writing: tokens a second of what is released, beside transformers' `model.generate` with the same weights.
 
-    python -m tests.benchmarks.generate [--model NAME]
+    python -m tests.benchmarks.generate [--recipe translation | --model NAME]
 
-Without a name the recipe's decoder is built with weights from a seed: its sizes decide how long a token takes, and
-what the weights are would only decide when a text ends, which none does here. With a name it is models/NAME/checkpoint
-of a model of text_generation, and the prompts are the beginnings of its test texts. Everybody gets the same prompts and
-writes the same number of tokens, the likeliest each time, with a cache and as many threads. They take turns, round by
+A recipe's model is built with weights from a seed: its sizes decide how long a token takes, and what the weights are
+would only decide when a text ends, which none does here. With a name it is models/NAME/checkpoint, and the prompts are
+the beginnings of its test texts. Everybody gets the same prompts and writes the same number of tokens, the likeliest
+each time, with a cache and as many threads. They take turns, round by
 round, so that what else the machine does meets all of them; medians are shown.
 """
 
@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,21 +28,34 @@ from tasks.export import quantize, to_onnx
 from tasks.params import Scratch, load_model, read_yaml
 from tasks.paths import Paths
 from tasks.pretrained import quiet
+from tasks.problems import Problem
+from tasks.problems._encoder_decoder import START
+from tasks.problems._text import ends
 from tasks.runtime import open_session
 from tasks.shards import read_json, read_rows
 from tasks.writing import Sampling, write
 
-PROBLEM = problems.load("text_generation")
-RECIPE = Path("recipes/text_generation.yaml")
+RECIPES = ("text_generation", "translation")
 THREADS = 2
 
 Tokens = list[list[int]]
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A model that writes, what it is asked, and its token for the end of a text."""
+
+    problem: Problem
+    model: transformers.PreTrainedModel
+    prompts: Tokens
+    last: int
+
+
 def main() -> None:
     """Print a line for each number of prompts side by side, and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=None, help="a model of text_generation, whose line has been run")
+    parser.add_argument("--recipe", choices=RECIPES, default=RECIPES[0])
+    parser.add_argument("--model", default=None, help="a model that writes, whose line has been run")
     parser.add_argument("--new", type=int, default=64, help="tokens that each prompt is followed by")
     parser.add_argument("--prompt", type=int, default=32, help="tokens of each prompt")
     parser.add_argument("--side-by-side", type=int, nargs="+", default=[1, 8])
@@ -49,14 +63,17 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(THREADS)
     quiet()
-    model, prompts, last = (
-        of_model(asked.model, asked.prompt) if asked.model else of_recipe(asked.prompt, max(asked.side_by_side))
+    subject = (
+        of_model(asked.model, asked.prompt)
+        if asked.model
+        else of_recipe(asked.recipe, asked.prompt, max(asked.side_by_side))
     )
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M weights, {asked.new} tokens after {asked.prompt}")
+    weights = sum(weights.numel() for weights in subject.model.parameters())
+    print(f"{subject.problem.name}: {weights / 1e6:.1f} M weights, {asked.new} tokens after {asked.prompt}")
     with tempfile.TemporaryDirectory() as folder:
-        writers = {"transformers": by_transformers(model, last), **by_onnx(model, last, Path(folder))}
+        writers = {"transformers": by_transformers(subject), **by_onnx(subject, Path(folder))}
         for num in asked.side_by_side:
-            rates, same = race(writers, prompts[:num], asked.new, asked.rounds)
+            rates, same = race(writers, subject.prompts[:num], asked.new, asked.rounds)
             print(f"{num} side by side, {asked.rounds} rounds:")
             for name, rate in rates.items():
                 ratio = rate / rates["transformers"]
@@ -89,8 +106,9 @@ def race(
     return {name: len(prompts) * new / statistics.median(taken) for name, taken in seconds.items()}, same
 
 
-def by_transformers(model: transformers.PreTrainedModel, last: int) -> Writer:
+def by_transformers(subject: Subject) -> Writer:
     """`model.generate`, greedy, with its cache."""
+    model, last = subject.model, subject.last
 
     def writer(prompts: Tokens, new: int) -> Tokens:
         ids = torch.tensor(prompts)
@@ -105,50 +123,60 @@ def by_transformers(model: transformers.PreTrainedModel, last: int) -> Writer:
                 eos_token_id=last,
                 pad_token_id=last,
             )
-        return found[:, ids.shape[1] :].tolist()
+        # What a decoder alone has written stands behind its prompt, and a translation behind its start.
+        return found[:, 1 if model.config.is_encoder_decoder else ids.shape[1] :].tolist()
 
     return writer
 
 
-def by_onnx(model: transformers.PreTrainedModel, last: int, folder: Path) -> dict[str, Writer]:
+def by_onnx(subject: Subject, folder: Path) -> dict[str, Writer]:
     """What export makes of the model, in full precision and compressed, and `tasks.writing`."""
     rows = pl.DataFrame(
-        {"id": ["a", "b"], "input_ids": [[1, 2, 3, 4], [1, 2, 3]], "counted": [[0, 1, 1, 1], [0, 1, 1]]}
+        {
+            "id": ["a", "b"],
+            "input_ids": [[1, 2, 3, 4], [1, 2, 3]],
+            "counted": [[0, 1, 1, 1], [0, 1, 1]],
+            "written": [[START, 5, 6, 7], [START, 5, 6]],
+        }
     )
-    to_onnx(PROBLEM, model, rows, 0, folder / "fp32.onnx")
+    subject.model.set_attn_implementation("eager")  # as export has it
+    to_onnx(subject.problem, subject.model, rows, 0, folder / "fp32.onnx")
+    subject.model.set_attn_implementation("sdpa")
     quantize(folder / "fp32.onnx", folder / "int8.onnx")
 
     def writer_of(variant: str) -> Writer:
         session = open_session(folder / f"{variant}.onnx", THREADS)
-        return lambda prompts, new: write(session, prompts, last, Sampling(max_new_tokens=new), never=[last])
+        return lambda prompts, new: write(
+            session, prompts, subject.last, Sampling(max_new_tokens=new), never=[subject.last]
+        )
 
     return {f"ONNX {variant}": writer_of(variant) for variant in ("fp32", "int8")}
 
 
-def of_recipe(size: int, num: int) -> tuple[transformers.PreTrainedModel, Tokens, int]:
-    """The recipe's decoder with weights and prompts from a seed, and its token for the end of a text."""
-    recipe = read_yaml(RECIPE)["model"]
-    vocabulary = recipe["tokenize"]["tokenizer"]["vocabulary"]
+def of_recipe(name: str, size: int, num: int) -> Subject:
+    """The recipe's model with weights and prompts from a seed."""
+    recipe = read_yaml(Path("recipes") / f"{name}.yaml")["model"]
+    problem, vocabulary = problems.load(recipe["problem"]), recipe["tokenize"]["tokenizer"]["vocabulary"]
     torch.manual_seed(1)
-    model = PROBLEM.build(Scratch(**recipe["base"]), vocabulary, {}, dropout=0.0, attention="sdpa").eval()
+    model = problem.build(Scratch(**recipe["base"]), vocabulary, {}, dropout=0.0, attention="sdpa").eval()
     prompts = np.random.default_rng(1).integers(5, vocabulary, size=(num, size)).tolist()
-    return model, prompts, 3
+    return Subject(problem, model, prompts, 3)
 
 
-def of_model(name: str, size: int) -> tuple[transformers.PreTrainedModel, Tokens, int]:
-    """A model's checkpoint, the beginnings of its test texts, and its token for the end of a text."""
-    from tasks.problems._text import ends
-
+def of_model(name: str, size: int) -> Subject:
+    """A model's checkpoint, and the beginnings of its test texts."""
     paths = Paths(name)
     facts = read_json(paths.checkpoint / "signature.json")
-    if (problem := load_model(name).problem) != PROBLEM.name:
-        raise SystemExit(f"{name} is of {problem}, and only what goes on with a prompt is measured: {PROBLEM.name}.")
-    model = PROBLEM.build(str(paths.checkpoint), facts["vocabulary"], {}, dropout=0.0, attention="sdpa").eval()
+    problem = problems.load(load_model(name).problem)
+    if problem.writes is None:
+        raise SystemExit(f"{name} is of {problem.name}, which writes nothing.")
+    model = problem.build(str(paths.checkpoint), facts["vocabulary"], {}, dropout=0.0, attention="sdpa").eval()
     tokenizer = Tokenizer.from_file(str(paths.checkpoint / "tokenizer" / "tokenizer.json"))
     first, last = ends(tokenizer)
     texts = read_rows(paths.clean).filter(pl.col("split") == "test")["text"].to_list()
-    ids = [[first, *tokenizer.encode(text, add_special_tokens=False).ids][:size] for text in texts]
-    return model, [prompt for prompt in ids if len(prompt) == size], last
+    before = [] if model.config.is_encoder_decoder else [first]
+    ids = [[*before, *tokenizer.encode(text, add_special_tokens=False).ids][:size] for text in texts]
+    return Subject(problem, model, [prompt for prompt in ids if len(prompt) == size], last)
 
 
 if __name__ == "__main__":
