@@ -161,6 +161,10 @@ def test_what_it_was_asked_is_watched_and_its_reference_holds_no_text(line: Line
     served = pl.concat([rows.select("id", *asked), answers], how="horizontal").with_columns(
         seq=pl.int_range(len(rows)), at_us=pl.lit(0), latency_ms=pl.lit(5.0), has_embedding=pl.lit(value=True)
     )
+    # As the journal has a text that was not drawn.
+    served = served.with_columns(
+        pl.lit(None, dtype=kind).alias(name) for name, kind in subject.answer.items() if name not in served.columns
+    )
     embedding_ND = outputs["pooled_embedding"].astype(np.float32)
     watching = load_flows(REPOSITORY / "params.yaml").models["reviews"].monitor.model_copy(update={"resamples": 200})
     judged = judge_window(subject, served, lambda numbers: embedding_ND[list(numbers)], watching, 0, tmp_path)
