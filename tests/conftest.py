@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).parent.parent
 
+# Tests run beside each other, and two threads of each would mostly wait for one another. Torch reads it when it loads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # How the texts of a clean folder were tidied, as its manifest says it.
 TIDY = {"unicode": "NFC", "strip_markup": True, "redact": ["email"], "phone_regions": []}
 
@@ -163,6 +166,7 @@ def shrunk(params: Model, **deploy: Any) -> Model:
     return params.model_copy(
         update={
             "base": base,
+            "threads": 1,
             "feedback": None,
             "tokenize": params.tokenize.model_copy(update={"tokenizer": tokenizer, "max_tokens": 48}),
             "train": params.train.model_copy(

@@ -46,6 +46,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = TrainedTokenizer(algorithm="bpe", vocabulary=400)
     changes: dict[str, Any] = {
         "base": base,
+        "threads": 1,
         "tokenize": params.tokenize.model_copy(update={"tokenizer": tokenizer, "max_tokens": 64}),
         "train": params.train.model_copy(update={"epochs": 1, "batch_size": 2}),
         "export": params.export.model_copy(update={"variants": ["fp32"]}),

@@ -109,6 +109,7 @@ def small_clone(root: Path) -> Path:
     params = yaml.load(root / "params.yaml")
     model = params["models"]["reviews"]
     model["base"] = dict(TINY)
+    model["threads"] = 1
     model["collect"]["where"] += " AND id LIKE 'movie-1%'"
     model["validate"]["table"][0]["expect_table_row_count_to_be_between"]["min_value"] = 100
     model["tokenize"] = {"tokenizer": {"algorithm": "wordpiece", "vocabulary": 800}, "max_tokens": 48}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import flows.retrain as flow
 from flows import deployed, landing, registry
@@ -132,6 +133,23 @@ def repository(toy, tmp_path) -> Path:
     return Path(shutil.copytree(toy, tmp_path / "repository", symlinks=True))
 
 
+@pytest.fixture(scope="module")
+def after_the_first(toy, prefect_server, tmp_path_factory) -> Path:
+    """The toy repository after its first retrain, which has promoted films@v1.0.0."""
+    root = Path(shutil.copytree(toy, tmp_path_factory.mktemp("first") / "repository", symlinks=True))
+    with pytest.MonkeyPatch.context() as patch, temporary_settings({PREFECT_API_URL: prefect_server}):
+        patch.setenv("PREFECT_API_URL", prefect_server)
+        patch.setattr("flows.gating.gate_release", Gate())
+        assert retrain(root, "films").version == "films@v1.0.0"
+    return root
+
+
+@pytest.fixture
+def landed(after_the_first, tmp_path) -> Path:
+    """A copy of it of one's own."""
+    return Path(shutil.copytree(after_the_first, tmp_path / "repository", symlinks=True))
+
+
 def champion(root: Path, model: str = "films") -> str | None:
     version = registry.champion(root, model)
     return version.tag if version else None
@@ -163,84 +181,79 @@ def test_the_first_version_lands_on_live_with_tag_decision_and_reports(repositor
     assert dvc(repository, "status") == stale
 
 
-def test_the_same_inputs_again_are_nothing_to_learn_and_run_no_line(repository, gate, capfd):
-    retrain(repository, "films")
-    refs = git(repository, "for-each-ref")
+def test_the_same_inputs_again_are_nothing_to_learn_and_run_no_line(landed, gate, capfd):
+    refs = git(landed, "for-each-ref")
     capfd.readouterr()
     started = time.monotonic()
-    result = retrain(repository, "films", why="schedule")
+    result = retrain(landed, "films", why="schedule")
     assert time.monotonic() - started < 15
     assert (result.verdict, result.exit_code) == ("nothing", 0)
     assert "nothing to learn" in result.sentence
     assert "making release" not in capfd.readouterr().out
-    assert git(repository, "for-each-ref") == refs
-    assert gate.uses == 1
+    assert git(landed, "for-each-ref") == refs
+    assert gate.uses == 0
 
 
-def test_what_is_new_is_learned_and_comes_on_top_of_live(repository, gate):
-    first = retrain(repository, "films")
-    arrive(repository, "films", 2)
-    second = retrain(repository, "films", why="drift")
+def test_what_is_new_is_learned_and_comes_on_top_of_live(landed, gate):
+    first = tip(landed, LIVE)
+    arrive(landed, "films", 2)
+    second = retrain(landed, "films", why="drift")
     assert (second.verdict, second.version) == ("promoted", "films@v1.1.0")
-    assert champion(repository) == "films@v1.1.0"
-    assert git(repository, "rev-parse", f"{LIVE}~1") == first.commit
-    assert registry.decisions(repository, "films")[-1]["champion"] == "films@v1.0.0"
-    assert retrain(repository, "films").verdict == "nothing"
+    assert champion(landed) == "films@v1.1.0"
+    assert git(landed, "rev-parse", f"{LIVE}~1") == first
+    assert registry.decisions(landed, "films")[-1]["champion"] == "films@v1.0.0"
+    assert retrain(landed, "films").verdict == "nothing"
 
 
 @pytest.mark.parametrize(("verdict", "code"), [("keep", 3), ("ask", 1)])
-def test_a_challenger_that_is_not_promoted_leaves_live_and_is_decided_on_once(repository, gate, verdict, code):
-    retrain(repository, "films")
-    live = tip(repository, LIVE)
-    arrive(repository, "films", 2)
+def test_a_challenger_that_is_not_promoted_leaves_live_and_is_decided_on_once(landed, gate, verdict, code):
+    live = tip(landed, LIVE)
+    arrive(landed, "films", 2)
     gate.verdict = verdict
-    result = retrain(repository, "films")
+    result = retrain(landed, "films")
     assert (result.verdict, result.exit_code) == ({"keep": "kept", "ask": "ask"}[verdict], code)
     assert "films@v1.0.0 stays the champion" in result.sentence
-    assert tip(repository, LIVE) == live
-    assert champion(repository) == "films@v1.0.0"
-    decision = registry.decisions(repository, "films")[-1]
+    assert tip(landed, LIVE) == live
+    assert champion(landed) == "films@v1.0.0"
+    decision = registry.decisions(landed, "films")[-1]
     assert (decision["verdict"], decision["commit"]) == (verdict, result.commit)
     assert decision["commit"] != live
-    assert json.loads(git(repository, "show", f"{result.commit}:reports/films/gate.json"))["verdict"] == verdict
-    assert retrain(repository, "films").verdict == "nothing"
-    assert gate.uses == 2
+    assert json.loads(git(landed, "show", f"{result.commit}:reports/films/gate.json"))["verdict"] == verdict
+    assert retrain(landed, "films").verdict == "nothing"
+    assert gate.uses == 1
 
 
-def test_with_force_the_same_inputs_are_decided_on_again(repository, gate):
-    retrain(repository, "films")
-    arrive(repository, "films", 2)
+def test_with_force_the_same_inputs_are_decided_on_again(landed, gate):
+    arrive(landed, "films", 2)
     gate.verdict = "keep"
-    retrain(repository, "films")
+    retrain(landed, "films")
     gate.verdict = "promote"
-    assert retrain(repository, "films", force=True, why="a second look").verdict == "promoted"
-    assert registry.decisions(repository, "films")[-1]["forced"] is True
+    assert retrain(landed, "films", force=True, why="a second look").verdict == "promoted"
+    assert registry.decisions(landed, "films")[-1]["forced"] is True
 
 
-def test_a_release_below_its_floors_is_refused_and_uses_no_test_set(repository, gate):
-    retrain(repository, "films")
+def test_a_release_below_its_floors_is_refused_and_uses_no_test_set(landed, gate):
     for number in (2, 3):
-        arrive(repository, "films", number)
-    result = retrain(repository, "films")
+        arrive(landed, "films", number)
+    result = retrain(landed, "films")
     assert (result.verdict, result.exit_code) == ("refused", 3)
     assert "below its floor" in result.sentence
-    assert gate.uses == 1
-    assert registry.decisions(repository, "films")[-1]["alpha_spent"] == 0
-    assert champion(repository) == "films@v1.0.0"
-    assert retrain(repository, "films").verdict == "nothing"
+    assert gate.uses == 0
+    assert registry.decisions(landed, "films")[-1]["alpha_spent"] == 0
+    assert champion(landed) == "films@v1.0.0"
+    assert retrain(landed, "films").verdict == "nothing"
 
 
-def test_a_line_that_fails_leaves_no_trace_and_is_tried_again(repository, gate):
-    retrain(repository, "films")
+def test_a_line_that_fails_leaves_no_trace_and_is_tried_again(landed, gate):
     for number in (2, 3, 4):
-        arrive(repository, "films", number)
-    refs = git(repository, "for-each-ref")
+        arrive(landed, "films", number)
+    refs = git(landed, "for-each-ref")
     for _ in range(2):
-        result = retrain(repository, "films")
+        result = retrain(landed, "films")
         assert (result.verdict, result.exit_code) == ("failed", 1)
         assert "no such release" in result.sentence
-    assert git(repository, "for-each-ref") == refs
-    assert len(git(repository, "worktree", "list").splitlines()) == 1
+    assert git(landed, "for-each-ref") == refs
+    assert len(git(landed, "worktree", "list").splitlines()) == 1
 
 
 def test_a_source_that_cannot_be_looked_at_is_said(repository, gate):
@@ -252,76 +265,73 @@ def test_a_source_that_cannot_be_looked_at_is_said(repository, gate):
     assert branches(repository) == ["main"]
 
 
-def test_the_worktree_runs_what_is_committed_on_main_and_not_what_is_being_written(repository, gate):
-    retrain(repository, "films")
-    committed = (repository / "make.py").read_text()
-    write_text(repository / "make.py", committed + "\n# committed\n")
-    git(repository, "commit", "-qam", "code")
-    write_text(repository / "make.py", "half an idea")
-    arrive(repository, "films", 2)
-    result = retrain(repository, "films")
+def test_the_worktree_runs_what_is_committed_on_main_and_not_what_is_being_written(landed, gate):
+    committed = (landed / "make.py").read_text()
+    write_text(landed / "make.py", committed + "\n# committed\n")
+    git(landed, "commit", "-qam", "code")
+    write_text(landed / "make.py", "half an idea")
+    arrive(landed, "films", 2)
+    result = retrain(landed, "films")
     assert result.verdict == "promoted"
-    assert git(repository, "show", f"{LIVE}:make.py").endswith("# committed")
-    parents = git(repository, "rev-list", "--parents", "-1", f"{LIVE}~1").split()[1:]
-    assert parents[1] == tip(repository, "main")
+    assert git(landed, "show", f"{LIVE}:make.py").endswith("# committed")
+    parents = git(landed, "rev-list", "--parents", "-1", f"{LIVE}~1").split()[1:]
+    assert parents[1] == tip(landed, "main")
 
 
-def test_parameters_changed_on_both_branches_ask_for_a_person_and_promote_nothing(repository, gate):
-    retrain(repository, "films")
-    write_text(repository / "make.py", "main's")
-    git(repository, "commit", "-qam", "main's")
-    git(repository, "switch", "-q", LIVE)
-    write_text(repository / "make.py", "live's")
-    git(repository, "commit", "-qam", "live's")
-    git(repository, "switch", "-q", "main")
-    arrive(repository, "films", 2)
-    refs = git(repository, "for-each-ref")
-    result = retrain(repository, "films")
+def test_parameters_changed_on_both_branches_ask_for_a_person_and_promote_nothing(landed, gate):
+    write_text(landed / "make.py", "main's")
+    git(landed, "commit", "-qam", "main's")
+    git(landed, "switch", "-q", LIVE)
+    write_text(landed / "make.py", "live's")
+    git(landed, "commit", "-qam", "live's")
+    git(landed, "switch", "-q", "main")
+    arrive(landed, "films", 2)
+    refs = git(landed, "for-each-ref")
+    result = retrain(landed, "films")
     assert (result.verdict, result.exit_code) == ("ask", 1)
     assert "make.py" in result.sentence
     assert "git merge --no-commit live" in result.sentence
-    assert git(repository, "for-each-ref") == refs
-    assert gate.uses == 1
+    assert git(landed, "for-each-ref") == refs
+    assert gate.uses == 0
 
 
 def test_a_conflict_at_landing_asks_for_a_person_each_night_and_what_waits_is_still_sent(
-    repository, gate, tmp_path, monkeypatch
+    landed, gate, tmp_path, monkeypatch
 ):
-    retrain(repository, "films")
-    write_text(repository / "make.py", (repository / "make.py").read_text() + "# main's\n")
-    git(repository, "commit", "-qam", "main's")
-    arrive(repository, "films", 2)
+    write_text(landed / "make.py", (landed / "make.py").read_text() + "# main's\n")
+    git(landed, "commit", "-qam", "main's")
+    arrive(landed, "films", 2)
 
     def meanwhile(*arguments: Any, **named: Any) -> dict[str, Any]:
-        commit_on_live(repository, tmp_path, "make.py", "live's")
+        commit_on_live(landed, tmp_path, "make.py", "live's")
         return gate(*arguments, **named)
 
     monkeypatch.setattr("flows.gating.gate_release", meanwhile)
-    first = retrain(repository, "films", why="schedule")
-    live, decided = tip(repository, LIVE), tip(repository, "decision/films/2")
+    first = retrain(landed, "films", why="schedule")
+    live, decided = tip(landed, LIVE), tip(landed, "decision/films/2")
     assert (first.verdict, first.exit_code, first.commit) == ("ask", 1, decided)
-    (branch,) = git(repository, "branch", "--format=%(refname:short)", "--points-at", str(decided)).splitlines()
+    (branch,) = git(landed, "branch", "--format=%(refname:short)", "--points-at", str(decided)).splitlines()
     commands = f"git switch {branch} && git merge --no-commit live"
     assert commands in first.sentence
 
     git(tmp_path, "init", "-q", "--bare", "bare.git")
-    git(repository, "remote", "add", "origin", str(tmp_path / "bare.git"))
-    with standing_in(repository):
+    git(landed, "remote", "add", "origin", str(tmp_path / "bare.git"))
+    with standing_in(landed):
         state = deployed.retrain("films", return_state=True)
     assert (state.name, state.type.value) == ("Ask", "COMPLETED")
     assert commands in str(state.message)
-    assert (champion(repository), tip(repository, LIVE)) == ("films@v1.0.0", live)
+    assert (champion(landed), tip(landed, LIVE)) == ("films@v1.0.0", live)
     assert tip(tmp_path / "bare.git", "decision/films/2") == tip(tmp_path / "bare.git", branch) == decided
 
-    git(repository, "switch", "-q", branch)
-    assert attempt(repository, "merge", "--no-commit", LIVE).returncode == 1
-    git(repository, "checkout", LIVE, "--", "dvc.lock", "reports")
-    write_text(repository / "make.py", MAKE)
-    git(repository, "add", "make.py")
-    git(repository, "commit", "-qm", "both")
-    git(repository, "branch", "-f", LIVE, branch)
-    git(repository, "switch", "-q", "main")
-    third = retrain(repository, "films")
+    git(landed, "switch", "-q", branch)
+    assert attempt(landed, "merge", "--no-commit", LIVE).returncode == 1
+    git(landed, "checkout", LIVE, "--", "dvc.lock", "reports")
+    write_text(landed / "make.py", MAKE)
+    git(landed, "add", "make.py")
+    git(landed, "commit", "-qm", "both")
+    git(landed, "branch", "-f", LIVE, branch)
+    git(landed, "switch", "-q", "main")
+    third = retrain(landed, "films")
     assert (third.verdict, third.version, third.commit) == ("promoted", "films@v1.1.0", decided)
 
 
@@ -366,35 +376,33 @@ def killed(*_: Any, **__: Any) -> None:
     raise Killed
 
 
-def test_a_decision_that_was_cut_short_is_left_where_somebody_has_promoted_since(toy, repository, gate, monkeypatch):
-    retrain(repository, "films")
-    arrive(repository, "films", 2)
+def test_a_decision_that_was_cut_short_is_left_where_somebody_has_promoted_since(toy, landed, gate, monkeypatch):
+    arrive(landed, "films", 2)
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(landing, "put_on_live", killed)
-        retrain(repository, "films")
-    live = tip(repository, LIVE)
-    own = git(repository, "commit-tree", f"{LIVE}^{{tree}}", "-p", LIVE, stdin="by hand")
+        retrain(landed, "films")
+    live = tip(landed, LIVE)
+    own = git(landed, "commit-tree", f"{LIVE}^{{tree}}", "-p", LIVE, stdin="by hand")
     release = read_release(toy.parent / "releases/1")
-    registry.promote(repository, registry.register(repository, "films", own, release=release, why="mine"), why="mine")
-    retrain(repository, "films")
-    assert champion(repository) == "films@v1.1.0"
-    assert registry.champion(repository, "films").commit == own
-    assert tip(repository, LIVE) == live
+    registry.promote(landed, registry.register(landed, "films", own, release=release, why="mine"), why="mine")
+    retrain(landed, "films")
+    assert champion(landed) == "films@v1.1.0"
+    assert registry.champion(landed, "films").commit == own
+    assert tip(landed, LIVE) == live
 
 
-def test_a_champion_that_changes_during_the_run_makes_the_decision_void(repository, gate, monkeypatch):
-    retrain(repository, "films")
-    arrive(repository, "films", 2)
+def test_a_champion_that_changes_during_the_run_makes_the_decision_void(landed, gate, monkeypatch):
+    arrive(landed, "films", 2)
 
     def meanwhile(*arguments: Any, **named: Any) -> dict[str, Any]:
-        git(repository, "tag", "-d", "films#champion#1")
+        git(landed, "tag", "-d", "films#champion#1")
         return gate(*arguments, **named)
 
     monkeypatch.setattr("flows.gating.gate_release", meanwhile)
-    result = retrain(repository, "films")
+    result = retrain(landed, "films")
     assert (result.verdict, result.exit_code) == ("failed", 1)
     assert "the champion changed during the run" in result.sentence
-    assert len(registry.decisions(repository, "films")) == 1
+    assert len(registry.decisions(landed, "films")) == 1
 
 
 def test_offline_it_is_said_and_the_next_retrain_sends_it(repository, gate, tmp_path, capfd, caplog):
