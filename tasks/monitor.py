@@ -20,6 +20,7 @@ from tasks.descriptors import describe, families
 from tasks.drift import Reference, Sample, evenly, in_words
 from tasks.examples import driving_rows
 from tasks.health import data_health, faults, latency
+from tasks.labels import targets_of
 from tasks.params import Evaluate
 from tasks.release import REFERENCE, Release
 from tasks.runtime import Runtime, load_runtime
@@ -51,7 +52,7 @@ class Subject:
     def targets(self) -> list[str]:
         """The columns that a label fills in; none where texts alone are learned from."""
         problem = self.runtime.problem
-        return [name for name in problem.columns if name not in problem.inputs]
+        return list(targets_of(problem.columns, problem.inputs))
 
     @property
     def evaluate(self) -> Evaluate:

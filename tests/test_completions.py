@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 
 from flows.git import git
+from flows.monitor import monitor
 from flows.portal import add_portal
 from flows.recipes import add
 from tasks import problems
@@ -25,9 +26,10 @@ from tasks.paths import Paths
 from tasks.release import read_release
 from tasks.shards import write_json
 from tasks.windows import Window, open_windows
-from tests.conftest import REPOSITORY, Line, walk, write_params
+from tests.conftest import REPOSITORY, Line, walk
 from tests.model_server import Running, running, use
 from tests.test_schemathesis import asked_by_schema
+from tests.watched import write_params
 
 PROMPT = "The sun rises in"
 ASKED = {"model": "tiny", "prompt": PROMPT, "max_tokens": 12, "temperature": 0}
@@ -65,7 +67,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json(line.paths.report("validate"), {"rows": {"collected": len(rows), "valid": len(rows), "quarantined": 0}})
     tally = {"rows_in": len(rows), "rows_kept": len(rows), "dropped": {}, "redacted": {}}
     write_json(line.paths.report("clean"), tally)
-    write_params(line)
+    write_params(root, line, window=20)
     deploy(line.paths, line.paths.release, line.paths.report("deploy"), params=line.params, problem=problem)
     use(root, read_release(line.paths.release))
     return root
@@ -152,13 +154,19 @@ def test_a_text_that_was_written_stands_in_the_journal_under_its_id(server: Runn
 
 
 def test_a_drawn_text_can_be_drawn_again_by_what_the_journal_has_of_it(server: Running) -> None:
-    drawn = asked(server, temperature=1.3, top_p=0.9, stop="\n").json()
+    drawn = asked(server, temperature=1.3, top_p=0.9).json()
     kept = server.journal.find(drawn["id"])
     assert kept is not None
-    again = {name: kept["answer"]["sampling"][name] for name in ("temperature", "top_k", "top_p", "seed", "stop")}
-    assert (again["temperature"], again["top_p"], again["stop"]) == (1.3, 0.9, ["\n"])
+    again = {name: kept["answer"]["sampling"][name] for name in ("temperature", "top_k", "top_p", "seed")}
+    assert (again["temperature"], again["top_p"]) == (1.3, 0.9)
     assert asked(server, **again).json()["choices"] == drawn["choices"]
     assert asked(server, **again | {"seed": again["seed"] + 1}).json()["choices"] != drawn["choices"]
+
+
+def test_the_callers_own_words_to_stop_at_are_not_kept(server: Running) -> None:
+    kept = server.journal.find(asked(server, stop="ann@example.org").json()["id"])
+    assert kept is not None
+    assert "ann@example.org" not in json.dumps(kept, default=str)
 
 
 def test_what_chance_has_written_is_not_held_against_what_is_likeliest(server: Running, root: Path) -> None:
@@ -176,6 +184,20 @@ def test_what_chance_has_written_is_not_held_against_what_is_likeliest(server: R
     assert watched() == ["bits_per_byte", "continuation_num_words", "repetition"]
     assert watched(temperature=1.0) == ["bits_per_byte"]
     windows.close()
+
+
+def test_the_monitor_looks_at_drawn_texts_by_what_chance_has_not_written(server: Running, root: Path) -> None:
+    monitor(root, "tiny", say=lambda _: None)
+    for seed in range(20):
+        asked(server, temperature=1.0, seed=seed)
+    looked = monitor(root, "tiny", say=lambda _: None)
+    assert looked.num_windows == 1
+    names = {test["name"] for test in looked.tests}
+    assert {"bits_per_byte", "num_chars", "language"} <= names
+    assert not {"repetition", "continuation_num_words"} & names
+    page = looked.page.read_text(encoding="utf-8")
+    assert "It learns from texts alone: no labels are asked for" in page
+    assert "mill feedback" not in page
 
 
 def test_a_streamed_text_is_in_the_journal_before_its_end_is_told(server: Running) -> None:

@@ -187,8 +187,8 @@ def _written(
     outputs = runtime.completed(rows, [until.text], batch_size=1)
     answer = problem.answer(rows, outputs, runtime.signature, runtime.calibration).row(0, named=True)
     embedding = outputs["pooled_embedding"][0].astype(np.float16)
-    drawn = {**asdict(sampling), "stop": list(wanted.stop)}
-    traced = Traced({**answer, "sampling": drawn}, None, {column: rows[column][0]}, embedding)
+    # Without `stop`: those are the caller's own words, and the journal keeps none that are not redacted.
+    traced = Traced({**answer, "sampling": asdict(sampling)}, None, {column: rows[column][0]}, embedding)
     kept = keep(served, traced, round(1000 * (time.perf_counter() - started), 3))
     return Written(number, kept, until.text, why_ended, len(prompts[0]), num_tokens)
 
