@@ -16,6 +16,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
+from tasks.compression import COMPRESSIONS
 from tasks.errors import LineStopped, ParamsError
 from tasks.params import Export
 from tasks.pretrained import quiet
@@ -26,7 +27,6 @@ from tasks.shards import atomic_folder, read_json, require_space, write_json
 from tasks.tokens import load_tokens
 
 if TYPE_CHECKING:
-    from onnx import GraphProto
     from transformers import PreTrainedModel
 
 _OPSET = 20
@@ -59,12 +59,12 @@ def export(
     truth = _torch_outputs(problem, model, checked, facts["pad_id"])
 
     with atomic_folder(candidate) as folder:
-        files: dict[str, Path] = {"fp32": folder / "fp32.onnx", "int8": folder / "int8.onnx"}
+        files = {name: folder / f"{name}.onnx" for name in {"fp32": None, **COMPRESSIONS}}
         to_onnx(problem, model, checked.head(2), facts["pad_id"], files["fp32"])
-        if "int8" in params.variants:
-            quantize(files["fp32"], files["int8"])
         variants: dict[str, dict[str, Any]] = {}
         for name in params.variants:
+            if name in COMPRESSIONS:
+                COMPRESSIONS[name](files["fp32"], files[name])
             session = open_session(files[name], threads)
             found = run(session, problem, checked, facts["pad_id"], _BATCH)
             difference, changed = problem.compare(truth, found)
@@ -139,40 +139,6 @@ def to_onnx(problem: Problem, model: "PreTrainedModel", rows: pl.DataFrame, pad_
 
 def _free(*axes: int) -> dict[int, Any]:
     return dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
-
-
-def quantize(source: Path, target: Path) -> None:
-    """Weights to int8 now, activations at run time (dynamic quantisation): a quarter of the size, no data needed."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    model = onnx.load(source)
-    _turn_weights(model.graph)
-    # It advises a pre-processing for convolutions, which this is not about.
-    logging.getLogger().addFilter(lambda record: "pre-processing" not in record.getMessage())
-    quantize_dynamic(
-        model, target, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["MatMul", "Gemm", "Gather"]
-    )
-
-
-def _turn_weights(graph: "GraphProto") -> None:
-    """Transpose now what would be transposed at each run, since only a product with a stored weight is compressed.
-
-    What writes has its embedding's weights a second time in its last layer, transposed.
-    """
-    from onnx import numpy_helper
-
-    stored = {weight.name: weight for weight in graph.initializer}
-    turned_from = set()
-    for node in [node for node in graph.node if node.op_type == "Transpose" and node.input[0] in stored]:
-        axes = next((list(given.ints) for given in node.attribute if given.name == "perm"), None)
-        turned = numpy_helper.to_array(stored[node.input[0]]).transpose(axes)
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(turned), node.output[0]))
-        graph.node.remove(node)
-        turned_from.add(node.input[0])
-    read = {name for node in graph.node for name in node.input} | {output.name for output in graph.output}
-    for name in turned_from - read:
-        graph.initializer.remove(stored[name])
 
 
 def _torch_outputs(

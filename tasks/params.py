@@ -226,7 +226,7 @@ class Train(Section):
 class Export(Section):
     """Which variants are made, and how far one may stand from the checkpoint; the first within the limits is kept."""
 
-    variants: Annotated[list[Literal["fp32", "int8"]], Field(min_length=1)]
+    variants: Annotated[list[Literal["fp32", "int8", "int8_blocks"]], Field(min_length=1)]  # tasks/compression.py
     check_rows: Count
     max_probability_difference: Share
     max_changed_answers: Share

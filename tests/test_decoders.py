@@ -104,10 +104,12 @@ WIDE = {"max_probability_difference": 1.0, "max_changed_answers": 1.0}
 def test_the_exported_model_is_as_surprised_as_its_checkpoint_and_the_report_says_so(
     params: Model, made: Path, tmp_path: Path
 ) -> None:
-    report = exported(params, made, tmp_path, variants=["int8", "fp32"], max_perplexity_difference=None, **WIDE)
+    variants = ["int8", "int8_blocks", "fp32"]
+    report = exported(params, made, tmp_path, variants=variants, max_perplexity_difference=None, **WIDE)
     checkpoint = report["checkpoint"]["perplexity"]
     assert report["variants"]["fp32"]["perplexity"] == pytest.approx(checkpoint, rel=1e-4)
     assert report["variants"]["int8"]["perplexity"] == pytest.approx(checkpoint, rel=0.1)
+    assert report["variants"]["int8_blocks"]["perplexity"] == pytest.approx(checkpoint, rel=1e-3)
     rows = PROBLEM.encode(
         PROBLEM.examples(), Tokenizer.from_file(f"{made}/checkpoint/tokenizer/tokenizer.json"), {}, 48
     )
@@ -130,7 +132,7 @@ def test_a_variant_that_is_more_surprised_than_the_limit_is_not_released(
         largest.raw_data = bytes(len(largest.raw_data))
         onnx.save(model, target)
 
-    monkeypatch.setattr("tasks.export.quantize", damaged)
+    monkeypatch.setattr("tasks.export.COMPRESSIONS", {"int8": damaged})
     limit: dict[str, Any] = {"max_perplexity_difference": 0.01, **WIDE}
     assert exported(params, made, tmp_path / "a", variants=["int8", "fp32"], **limit)["released"] == "fp32"
     with pytest.raises(LineStopped, match=r"export\.max_perplexity_difference \(1\.00%\) .* perplexity 400\.000 after"):

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import polars as pl
@@ -5,6 +8,7 @@ import pytest
 import torch
 
 from tasks import problems
+from tasks.compression import COMPRESSIONS
 from tasks.errors import DataError, LineStopped
 from tasks.export import export
 from tasks.runtime import load_runtime
@@ -32,9 +36,9 @@ def run(line: Line, out, **changes):
 
 @pytest.fixture(scope="module")
 def exported(tiny: Line, tmp_path_factory):
-    """The tiny line's checkpoint, exported both ways."""
+    """The tiny line's checkpoint, exported in every way."""
     out = tmp_path_factory.mktemp("exported")
-    return {variant: run(tiny, out / variant, variants=[variant]) for variant in ("fp32", "int8")}
+    return {variant: run(tiny, out / variant, variants=[variant]) for variant in ("fp32", "int8", "int8_blocks")}
 
 
 def torch_probabilities(line: Line, rows: pl.DataFrame) -> np.ndarray:
@@ -52,7 +56,7 @@ def torch_probabilities(line: Line, rows: pl.DataFrame) -> np.ndarray:
     return torch.stack(logits).softmax(-1).numpy()
 
 
-@pytest.mark.parametrize(("variant", "tolerance"), [("fp32", 1e-5), ("int8", 0.1)])
+@pytest.mark.parametrize(("variant", "tolerance"), [("fp32", 1e-5), ("int8", 0.1), ("int8_blocks", 0.01)])
 def test_what_is_exported_answers_as_transformers_does(tiny: Line, exported, reviews, variant, tolerance):
     rows = reviews.filter(pl.col("split") == "test").head(50)
     outputs = load_runtime(exported[variant], 2).outputs(rows.select("id", "text"))
@@ -91,15 +95,48 @@ def test_no_variant_within_the_limits_stops_the_line_with_the_figures(tiny: Line
     assert not (tmp_path / "candidate").exists()
 
 
-def test_int8_is_a_fraction_of_the_size(exported):
+def test_what_is_compressed_is_a_fraction_of_the_size(exported):
     sizes = {variant: (folder / "model.onnx").stat().st_size for variant, folder in exported.items()}
-    assert sizes["int8"] < 0.7 * sizes["fp32"]
+    assert max(sizes[variant] for variant in COMPRESSIONS) < 0.7 * sizes["fp32"]
 
 
-def test_the_same_checkpoint_gives_the_same_bytes(tiny: Line, exported, tmp_path):
-    again = run(tiny, tmp_path, variants=["int8"])
+@pytest.mark.parametrize("variant", COMPRESSIONS)
+def test_the_same_checkpoint_gives_the_same_bytes(tiny: Line, exported, tmp_path, variant):
+    again = run(tiny, tmp_path, variants=[variant])
     for name in ("model.onnx", "runtime.json", "tokenizer.json"):
-        assert sha256_of(again / name) == sha256_of(exported["int8"] / name)
+        assert sha256_of(again / name) == sha256_of(exported[variant] / name)
+
+
+def test_two_products_of_int8_fit_into_the_sixteen_bits_that_a_processor_without_vnni_adds_them_in(exported):
+    graph = onnx.load(exported["int8"] / "model.onnx").graph
+    stored = {weight.name: onnx.numpy_helper.to_array(weight) for weight in graph.initializer}
+    weights = [stored[node.input[1]] for node in graph.node if node.op_type == "MatMulInteger"]
+    assert len(weights) > 6
+    largest_activation = 255
+    for weights_KN in weights:
+        pairs = np.abs(weights_KN.astype(int))[: len(weights_KN) // 2 * 2].reshape(-1, 2, weights_KN.shape[1])
+        assert largest_activation * pairs.sum(axis=1).max() <= np.iinfo(np.int16).max
+
+
+def test_a_row_answered_by_blocks_does_not_depend_on_what_stands_beside_it(exported, reviews):
+    rows = reviews.head(40).select("id", "text")
+
+    def moved(variant):
+        runtime = load_runtime(exported[variant], 2)
+        together, alone = (runtime.outputs(rows, batch_size=size)["logits"] for size in (40, 1))
+        return np.abs(together - alone).max()
+
+    assert moved("int8_blocks") < 1e-5 < moved("int8")
+
+
+def test_compression_says_nothing_and_sets_up_no_logging(exported, tmp_path):
+    program = (
+        "import logging; from pathlib import Path; from tasks.compression import COMPRESSIONS\n"
+        f"COMPRESSIONS['int8_blocks'](Path({str(exported['fp32'] / 'model.onnx')!r}), Path('small.onnx'))\n"
+        "assert (logging.getLogger().handlers, logging.root.manager.disable) == ([], 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_no_path_of_the_exporting_machine_is_in_the_file(exported):

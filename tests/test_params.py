@@ -47,7 +47,7 @@ def test_every_mistake_is_reported_at_once_with_its_path_and_what_is_allowed(wri
     assert "models.reviews.collect.path is missing." in message
     assert "models.reviews.train.droput is not a key that is known here. Did you mean 'dropout'?" in message
     assert "models.reviews.train.epochs is 'two'. Input should be a valid integer." in message
-    assert "models.reviews.export.variants.0 is 'int4'. Input should be 'fp32' or 'int8'." in message
+    assert "models.reviews.export.variants.0 is 'int4'. Input should be 'fp32', 'int8' or 'int8_blocks'." in message
     assert len(message.splitlines()) == 8
 
 

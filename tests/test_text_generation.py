@@ -14,8 +14,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
+from tasks.compression import COMPRESSIONS, _turn_weights
 from tasks.errors import DataError, ParamsError
-from tasks.export import _turn_weights, quantize, to_onnx
+from tasks.export import to_onnx
 from tasks.params import Scratch, TrainedTokenizer
 from tasks.problems import _byte_ngram
 from tasks.problems._decoder import KEPT, decoder_with_cache
@@ -180,13 +181,14 @@ def test_prompts_side_by_side_write_what_each_writes_alone(exported: Any, tokeni
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_a_compressed_decoder_has_no_product_with_a_weight_in_full_precision(
-    tokenizer: Tokenizer, architecture: str, tmp_path: Path
+    tokenizer: Tokenizer, architecture: str, compression: str, tmp_path: Path
 ) -> None:
     model = decoder(architecture, tokenizer.get_vocab_size())
     to_onnx(PROBLEM, model, encoded(tokenizer, TEXTS[:2]), 0, tmp_path / "fp32.onnx")
-    quantize(tmp_path / "fp32.onnx", tmp_path / "int8.onnx")
-    graph = onnx.load(tmp_path / "int8.onnx").graph
+    COMPRESSIONS[compression](tmp_path / "fp32.onnx", tmp_path / "small.onnx")
+    graph = onnx.load(tmp_path / "small.onnx").graph
     made_by = {name: node for node in graph.node for name in node.output}
     stored = {weight.name for weight in graph.initializer}
 

@@ -24,7 +24,8 @@ import transformers
 from tokenizers import Tokenizer
 
 from tasks import problems
-from tasks.export import quantize, to_onnx
+from tasks.compression import COMPRESSIONS
+from tasks.export import to_onnx
 from tasks.params import Scratch, load_model, read_yaml
 from tasks.paths import Paths
 from tasks.pretrained import quiet
@@ -142,7 +143,8 @@ def by_onnx(subject: Subject, folder: Path) -> dict[str, Writer]:
     subject.model.set_attn_implementation("eager")  # as export has it
     to_onnx(subject.problem, subject.model, rows, 0, folder / "fp32.onnx")
     subject.model.set_attn_implementation("sdpa")
-    quantize(folder / "fp32.onnx", folder / "int8.onnx")
+    for name, compress in COMPRESSIONS.items():
+        compress(folder / "fp32.onnx", folder / f"{name}.onnx")
 
     def writer_of(variant: str) -> Writer:
         session = open_session(folder / f"{variant}.onnx", THREADS)
@@ -150,7 +152,7 @@ def by_onnx(subject: Subject, folder: Path) -> dict[str, Writer]:
             session, prompts, subject.last, Sampling(max_new_tokens=new), never=[subject.last]
         )
 
-    return {f"ONNX {variant}": writer_of(variant) for variant in ("fp32", "int8")}
+    return {f"ONNX {variant}": writer_of(variant) for variant in ("fp32", *COMPRESSIONS)}
 
 
 def of_recipe(name: str, size: int, num: int) -> Subject:
