@@ -5,7 +5,7 @@ TEST_PROCESSES ?= 2
 BIN    := $(CURDIR)/$(VENV)/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help install run demo test test-slow check bench lock clean
+.PHONY: help install run demo test test-long test-slow check bench lock clean
 
 help:            ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,8 +47,13 @@ test: install $(CLIENTS)  ## run the tests
 	python -m pytest -n $(TEST_PROCESSES) --dist loadfile || { [ $$? = 1 ] \
 	  && echo 'What failed is asked once more, alone:' && python -m pytest --last-failed --last-failed-no-failures none; }
 
-test-slow: install $(CLIENTS)  ## run the shipped line as a test too, which takes minutes
-	python -m pytest -m 'slow or not slow' --timeout 3600
+test-long: install $(CLIENTS)  ## run the tests that go further into what `test` tests
+	python -m pytest -m long -n $(TEST_PROCESSES) --dist loadfile || { [ $$? = 1 ] \
+	  && echo 'What failed is asked once more, alone:' \
+	  && python -m pytest -m long --last-failed --last-failed-no-failures none; }
+
+test-slow: install $(CLIENTS)  ## run every test there is, the shipped line too, which takes hours
+	python -m pytest -m '' --timeout 3600
 
 check: install   ## style, types, and who may import whom
 	ruff check

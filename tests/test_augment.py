@@ -113,7 +113,9 @@ def test_only_the_rows_that_are_learned_from_change_and_they_do_each_epoch(tiny:
     assert plain["tokens"] == 2 * lengths.sum()
 
 
-@pytest.mark.parametrize("killed_at", [3, 20, 30])
+@pytest.mark.parametrize(
+    "killed_at", [pytest.param(3, marks=pytest.mark.long), 20, pytest.param(30, marks=pytest.mark.long)]
+)
 def test_a_training_that_was_killed_goes_on_with_the_rows_that_it_would_have_seen(
     tiny: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: int
 ) -> None:

@@ -175,6 +175,7 @@ class Proxy:
             end.close()
 
 
+@pytest.mark.long
 def test_a_server_that_goes_away_in_the_middle_loses_no_result(branches, served):
     proxy = Proxy(int(served.rpartition(":")[2].removesuffix("/api")))
     write_text(branches / "clean.sh", "while [ ! -e on ]; do sleep 0.1; done; " + toy.CLEAN)

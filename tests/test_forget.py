@@ -202,6 +202,7 @@ def test_a_purged_row_is_in_no_cache_remote_file_page_or_journal_and_the_line_go
     assert "2 versions learned from it" in said
 
 
+@pytest.mark.long
 def test_partitions_that_have_left_their_source_are_not_lost_here_on_live_or_in_a_clone(world, tmp_path):
     row = world.row("train", world.first)
     git(world.root, "switch", "-q", "-c", LIVE)
@@ -270,6 +271,7 @@ def test_killed_at_any_step_and_said_again_it_is_finished(world, monkeypatch, ow
     journal.close()
 
 
+@pytest.mark.long
 def test_while_a_version_in_use_shows_the_row_it_is_said_and_later_finished(world, capsys):
     golden = read_json(world.root / "models/films/release/golden.json")
     row = golden["rows"][0]["id"]
@@ -288,6 +290,7 @@ def test_while_a_version_in_use_shows_the_row_it_is_said_and_later_finished(worl
     assert _of_branches(world.root) == []
 
 
+@pytest.mark.long
 def test_the_gate_still_judges_against_a_champion_whose_rows_were_purged(world, tmp_path):
     row = world.row("train", world.first)
     go(world, row)

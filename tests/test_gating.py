@@ -148,6 +148,7 @@ def decided(repository: Path, paths: Paths) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.long
 def test_a_better_challenger_is_promoted_until_the_test_set_is_worn_out(repository, worktree, better):
     paths = worktree(better.folder)
     judge_release(repository, paths.root, "films")

@@ -186,6 +186,7 @@ def test_nothing_that_git_keeps_is_left_out_and_nothing_else_comes_in(project):
     assert (project.root / "reports/reviews/evaluate.json").exists()
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("served")
 def test_the_line_run_again_from_nothing_under_prefect_is_clean_for_dvc_and_gives_the_bytes_of_dvc_repro(
     project, tmp_path

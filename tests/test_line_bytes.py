@@ -132,6 +132,7 @@ class Both:
                 write_text(root / name, text)
 
 
+@pytest.mark.long
 def test_through_changes_failures_and_the_run_cache_the_bytes_are_those_of_dvc_repro(made, tmp_path, monkeypatch):
     both = Both(made, tmp_path, monkeypatch)
     unsettled = ["always", "callback"]

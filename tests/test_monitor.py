@@ -100,6 +100,7 @@ def test_without_a_window_of_predictions_it_says_how_many_there_are(world, usual
     assert records(world) == []
 
 
+@pytest.mark.long
 def test_what_was_found_of_very_old_windows_goes_with_their_place_in_evidentlys_history(world, usual, monkeypatch):
     monkeypatch.setattr(monitored, "KEPT_WINDOWS", 2)
     for _ in range(3):

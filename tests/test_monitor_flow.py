@@ -104,7 +104,10 @@ def set_cool_down(world: World, hours: float) -> None:
     write_json(world.root / "params.yaml", params)
 
 
-@pytest.mark.parametrize("end", [Completed(name="CoolDown"), Cancelled(message="another one is at work")])
+@pytest.mark.parametrize(
+    "end",
+    [Completed(name="CoolDown"), pytest.param(Cancelled(message="another one is at work"), marks=pytest.mark.long)],
+)
 def test_a_retrain_that_drift_asked_for_too_soon_is_asked_for_once_more_when_it_may_learn(world, client, end):
     deployed = registered(world)["retrain"]
     kept = {"model": MODEL, "verdict": "keep", "sentence": "It is no better.", "why": "schedule"}
@@ -124,6 +127,7 @@ def test_a_retrain_that_drift_asked_for_too_soon_is_asked_for_once_more_when_it_
     assert not asks(world), "it has looked"
 
 
+@pytest.mark.long
 def test_a_run_that_a_person_has_cancelled_is_not_asked_for_again(world, client):
     deployed = registered(world)["retrain"]
     world.label(dict.fromkeys(world.ask(ODD[: 2 * WINDOW])[:2], "negative"))

@@ -126,6 +126,7 @@ def test_the_release_answers_as_it_did_where_it_was_made(line: Line) -> None:
     assert differences(read_json(line.paths.release / "golden.json"), runtime, runtime.problem) == []
 
 
+@pytest.mark.long
 def test_the_same_data_and_params_give_the_same_weights(line: Line, tmp_path: Path) -> None:
     from tasks.train import train
 

@@ -205,7 +205,7 @@ def test_what_is_new_is_learned_and_comes_on_top_of_live(landed, gate):
     assert retrain(landed, "films").verdict == "nothing"
 
 
-@pytest.mark.parametrize(("verdict", "code"), [("keep", 3), ("ask", 1)])
+@pytest.mark.parametrize(("verdict", "code"), [("keep", 3), pytest.param("ask", 1, marks=pytest.mark.long)])
 def test_a_challenger_that_is_not_promoted_leaves_live_and_is_decided_on_once(landed, gate, verdict, code):
     live = tip(landed, LIVE)
     arrive(landed, "films", 2)
@@ -223,6 +223,7 @@ def test_a_challenger_that_is_not_promoted_leaves_live_and_is_decided_on_once(la
     assert gate.uses == 1
 
 
+@pytest.mark.long
 def test_with_force_the_same_inputs_are_decided_on_again(landed, gate):
     arrive(landed, "films", 2)
     gate.verdict = "keep"
@@ -232,6 +233,7 @@ def test_with_force_the_same_inputs_are_decided_on_again(landed, gate):
     assert registry.decisions(landed, "films")[-1]["forced"] is True
 
 
+@pytest.mark.long
 def test_a_release_below_its_floors_is_refused_and_uses_no_test_set(landed, gate):
     for number in (2, 3):
         arrive(landed, "films", number)
@@ -244,6 +246,7 @@ def test_a_release_below_its_floors_is_refused_and_uses_no_test_set(landed, gate
     assert retrain(landed, "films").verdict == "nothing"
 
 
+@pytest.mark.long
 def test_a_line_that_fails_leaves_no_trace_and_is_tried_again(landed, gate):
     for number in (2, 3, 4):
         arrive(landed, "films", number)
@@ -295,6 +298,7 @@ def test_parameters_changed_on_both_branches_ask_for_a_person_and_promote_nothin
     assert gate.uses == 0
 
 
+@pytest.mark.long
 def test_a_conflict_at_landing_asks_for_a_person_each_night_and_what_waits_is_still_sent(
     landed, gate, tmp_path, monkeypatch
 ):
@@ -345,6 +349,7 @@ def commit_on_live(root: Path, scratch: Path, name: str, text: str) -> None:
     git(root, "update-ref", f"refs/heads/{LIVE}", commit)
 
 
+@pytest.mark.long
 def test_two_models_that_retrain_at_once_both_land(repository, gate, monkeypatch):
     both = threading.Barrier(2)
     record = flow.record_decision
@@ -376,6 +381,7 @@ def killed(*_: Any, **__: Any) -> None:
     raise Killed
 
 
+@pytest.mark.long
 def test_a_decision_that_was_cut_short_is_left_where_somebody_has_promoted_since(toy, landed, gate, monkeypatch):
     arrive(landed, "films", 2)
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -405,6 +411,7 @@ def test_a_champion_that_changes_during_the_run_makes_the_decision_void(landed, 
     assert len(registry.decisions(landed, "films")) == 1
 
 
+@pytest.mark.long
 def test_offline_it_is_said_and_the_next_retrain_sends_it(repository, gate, tmp_path, capfd, caplog):
     git(repository, "remote", "add", "origin", str(tmp_path / "bare.git"))
     assert retrain(repository, "films").verdict == "promoted"

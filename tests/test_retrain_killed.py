@@ -69,7 +69,7 @@ KILLS = [
     pytest.param("flows.retrain", "mill", "during", id="during pull", marks=pytest.mark.slow),
     pytest.param("flows.gating", "gate_release", "before", id="before the gate", marks=pytest.mark.slow),
     pytest.param("flows.retrain", "_commit", "after", id="after the commit", marks=pytest.mark.slow),
-    pytest.param("flows.retrain", "record_decision", "after", id="after the decision's tag"),
+    pytest.param("flows.retrain", "record_decision", "after", id="after the decision's tag", marks=pytest.mark.long),
     pytest.param("flows.landing", "put_on_live", "after", id="after live"),
     pytest.param("flows.landing", "promote", "before", id="after the version's tag", marks=pytest.mark.slow),
     pytest.param("flows.registry", "_follow", "before", id="after the promotion's tag", marks=pytest.mark.slow),
@@ -123,6 +123,7 @@ def branches_of_films(root: Path) -> list[str]:
     return [name for name in branches(root) if name.startswith("retrain/films/")]
 
 
+@pytest.mark.long
 def test_a_run_killed_in_its_line_is_cleared_away_and_repeated(repository):  # noqa: F811
     make = (repository / "make.py").read_text()
     running = repository / ".mill/running"
@@ -169,6 +170,7 @@ main = judge if "gate" in sys.argv else others
 """
 
 
+@pytest.mark.long
 def test_a_gate_that_outlives_a_killed_run_keeps_the_model_and_the_worktree_to_itself(repository):  # noqa: F811
     write_text(repository / "flows/__init__.py", OWN_PACKAGE)
     write_text(repository / "flows/cli.py", OWN_COMMAND.replace("HOME", str(repository)))

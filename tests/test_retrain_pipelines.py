@@ -107,6 +107,7 @@ def test_what_any_pipeline_of_the_line_has_made_and_git_keeps_comes_to_live(repo
     assert git(repository, "status", "--porcelain") == ""
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("served", "gate")
 def test_what_is_new_to_any_pipeline_of_the_line_is_learned(repository: Path) -> None:
     retrain(repository, "films")

@@ -106,6 +106,7 @@ def test_the_flow_run_bears_the_models_name_and_the_verdict(repository):  # noqa
     assert "films@v1.0.0 is the champion now" in run.state.message
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("served", "gate")
 def test_the_links_to_its_reports_lead_somewhere_when_the_worktree_is_gone(repository):  # noqa: F811
     from prefect.client.orchestration import get_client

@@ -177,7 +177,7 @@ def test_a_mistake_gets_a_message_and_runs_nothing(repository: Path, arguments: 
     assert not (repository / "collected").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_an_interruption_ends_the_stage_as_well_and_exits_with_130(repository: Path, number: signal.Signals) -> None:
     (repository / "source").write_text("slow")
     running = subprocess.Popen(

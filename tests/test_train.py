@@ -101,7 +101,13 @@ def test_training_killed_again_and_again_ends_in_the_same_bits(tiny: Line, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("epochs", "killed_in", "every_epoch"), [(3, 3, False), (1, 1, False), (2, 1, True), (2, 2, True)]
+    ("epochs", "killed_in", "every_epoch"),
+    [
+        (3, 3, False),
+        pytest.param(1, 1, False, marks=pytest.mark.long),
+        pytest.param(2, 1, True, marks=pytest.mark.long),
+        (2, 2, True),
+    ],
 )
 def test_a_kill_while_an_epoch_is_evaluated_loses_nothing(
     tiny: Line, tmp_path, monkeypatch, epochs, killed_in, every_epoch

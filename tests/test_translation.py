@@ -73,7 +73,7 @@ def encoder_decoder(base: str | Scratch) -> Any:
     return model
 
 
-@pytest.fixture(scope="module", params=["marian", "t5"])
+@pytest.fixture(scope="module", params=["marian", pytest.param("t5", marks=pytest.mark.long)])
 def exported(
     request: pytest.FixtureRequest, tokenizer: Tokenizer, t5: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Any:

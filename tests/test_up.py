@@ -179,6 +179,7 @@ def test_status_knows_the_next_run_from_the_server(repository, started):
     assert "mill up --detach" not in done.stdout
 
 
+@pytest.mark.long
 def test_of_runs_that_were_missed_one_is_made_up_for_and_they_do_not_pile_up(repository, prefect):
     missed = [prefect.run(hours_ago) for hours_ago in (72, 48, 24)]
     states = [prefect.ended(run) for run in missed]
@@ -199,6 +200,7 @@ def test_the_links_that_a_retrains_line_leaves_in_the_dashboard_open_the_pages(p
     assert httpx.get(link).json() == {"model": "films"}
 
 
+@pytest.mark.long
 def test_drift_learns_when_it_has_cooled_down_and_costs_nothing_before(repository, prefect):
     arrive(repository, "films", 2)
     before = len(prefect.runs())
@@ -445,7 +447,10 @@ def test_what_the_process_of_the_schedules_cannot_do_is_said(quiet, prefect_api)
     git(quiet, "commit", "-qam", "no notify")
 
 
-@pytest.mark.parametrize("section", ["server", "serve", "evidently"])
+@pytest.mark.parametrize(
+    "section",
+    ["server", pytest.param("serve", marks=pytest.mark.long), pytest.param("evidently", marks=pytest.mark.long)],
+)
 def test_a_port_that_is_taken_is_said_with_who_has_it(quiet, section):
     params = json.loads((quiet / "params.yaml").read_text())
     with socket.socket() as taken:
