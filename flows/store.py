@@ -156,7 +156,7 @@ def _check_golden(release: Release, source: str) -> None:
     if found:
         raise ReleaseError(
             f"{source} does not compute on this machine what it did where it was made. {found[0]} Run "
-            "`dvc repro --force` here, or leave int8 out of export.variants."
+            "`dvc repro --force` here, or write [fp32] as export.variants."
         )
 
 

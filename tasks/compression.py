@@ -15,43 +15,45 @@ if TYPE_CHECKING:
 BLOCK = 32
 
 _INT8_ACTIVATIONS = 4  # ONNX Runtime's `accuracy_level` of MatMulNBits
+_TABLE = "Gather"  # an embedding is looked up by this operator
 
 
 def whole(source: Path, target: Path) -> None:
     """A scale for each column of weights, and one for all activations of a product, drawn at run time.
 
     The fastest, and a quarter of the size. The weights take seven of their eight bits: without VNNI a processor adds
-    two products of eight bits in sixteen, which do not hold them, so that the same file would answer worse there.
+    two products of eight bits in sixteen, which do not hold them, so that the same file would answer worse there. An
+    embedding's table has one scale.
     """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
     with _quietly():
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
         quantize_dynamic(
             _loaded(source),
             target,
             per_channel=True,
             reduce_range=True,
             weight_type=QuantType.QInt8,
-            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+            op_types_to_quantize=["MatMul", "Gemm", _TABLE],
         )
 
 
 def by_blocks(source: Path, target: Path) -> None:
     """A scale for each BLOCK of weights, and of activations: one large activation costs its neighbours alone.
 
-    Decoders have such activations (Dettmers et al. 2022). A row's numbers do not depend on its batch. Many rows at once
-    take longer than as `whole`.
+    Decoders have such activations (Dettmers et al. 2022). A row's activations are scaled without those of the rows
+    beside it. Many rows at once take longer than as `whole`, and only ONNX Runtime knows the operator, MatMulNBits. An
+    embedding's table has one scale.
     """
     with _quietly():
-        from onnxruntime.quantization import QuantType, quantize_dynamic
+        from onnxruntime.quantization import quantize_dynamic
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
         quantizer = MatMulNBitsQuantizer(_loaded(source), bits=8, block_size=BLOCK, accuracy_level=_INT8_ACTIVATIONS)
         quantizer.model.replace_gemm_with_matmul()
         quantizer.process()
-        quantizer.model.save_model_to_file(str(target))
-        # What is looked up by its number is no product, and its rows have a scale each.
-        quantize_dynamic(target, target, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=["Gather"])
+        quantizer.model.topological_sort()
+        quantize_dynamic(quantizer.model.model, target, op_types_to_quantize=[_TABLE])
 
 
 COMPRESSIONS: Mapping[str, Callable[[Path, Path], None]] = {"int8": whole, "int8_blocks": by_blocks}
@@ -63,7 +65,7 @@ def _quietly() -> Iterator[None]:
     root, handler = logging.getLogger(), logging.NullHandler()
     root.addHandler(handler)  # what has a handler is not set up
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(max(disabled, logging.WARNING))
     try:
         yield
     finally:

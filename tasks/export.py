@@ -59,7 +59,7 @@ def export(
     truth = _torch_outputs(problem, model, checked, facts["pad_id"])
 
     with atomic_folder(candidate) as folder:
-        files = {name: folder / f"{name}.onnx" for name in {"fp32": None, **COMPRESSIONS}}
+        files = {name: folder / f"{name}.onnx" for name in ("fp32", *COMPRESSIONS)}
         to_onnx(problem, model, checked.head(2), facts["pad_id"], files["fp32"])
         variants: dict[str, dict[str, Any]] = {}
         for name in params.variants:

@@ -31,7 +31,7 @@ REPOSITORY = Path(__file__).parent.parent
 # Tests run beside each other, and two threads of each would mostly wait for one another. Torch reads it when it loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# No test asks a model hub. Without a network each question would be asked again and again, for twenty seconds.
+# No test needs a model hub. Without a network each question would be asked again and again, for twenty seconds.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # How the texts of a clean folder were tidied, as its manifest says it.

@@ -18,6 +18,7 @@ from flows.generate import generate
 from flows.predict import predict
 from flows.recipes import add
 from tasks.columns import mapped
+from tasks.compression import COMPRESSIONS
 from tasks.deploy import deploy
 from tasks.errors import DataError, ParamsError
 from tasks.export import to_onnx
@@ -74,13 +75,20 @@ def encoder_decoder(base: str | Scratch) -> Any:
 
 
 @pytest.fixture(scope="module", params=["marian", pytest.param("t5", marks=pytest.mark.long)])
-def exported(
+def traced(
     request: pytest.FixtureRequest, tokenizer: Tokenizer, t5: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Any:
-    """A model and its session."""
+    """A model and its file."""
     model = encoder_decoder(BASE if request.param == "marian" else t5)
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
     to_onnx(PROBLEM, model, encoded(tokenizer, PAIRS.head(2)), 0, path)
+    return model, path
+
+
+@pytest.fixture(scope="module")
+def exported(traced: Any) -> Any:
+    """A model and its session."""
+    model, path = traced
     return model, open_session(path, 2)
 
 
@@ -92,6 +100,18 @@ def written(session: Any, tokenizer: Tokenizer, texts: list[str], sampling: Samp
     _, last = ends(tokenizer)
     prompts = sources_of(texts, tokenizer, MAX_TOKENS, sampling.max_new_tokens, cut=False)
     return write(session, prompts, last, sampling, never=[one for one in specials(tokenizer) if one != last])
+
+
+@pytest.mark.parametrize(("compression", "tolerance"), [("int8", 0.1), ("int8_blocks", 0.02)])
+def test_compressed_it_is_about_as_surprised_by_the_right_translation(
+    traced: Any, tokenizer: Tokenizer, tmp_path: Path, compression: str, tolerance: float
+) -> None:
+    rows = encoded(tokenizer, PAIRS, taught=True).drop(PROBLEM.targets)
+    COMPRESSIONS[compression](traced[1], tmp_path / "small.onnx")
+    expected, found = (
+        run(open_session(path, 1), PROBLEM, rows, 0, 4)["nll"] for path in (traced[1], tmp_path / "small.onnx")
+    )
+    assert 0 < np.abs(found / expected - 1).max() < tolerance
 
 
 def test_the_decoder_learns_to_say_the_translation_and_then_to_end(tokenizer: Tokenizer) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 
 from flows.recipes import recipes
 from tasks import problems
+from tasks.compression import COMPRESSIONS
 from tasks.errors import DataError, MillError, ParamsError, did_you_mean
 from tasks.params import load_model, read_yaml
 from tasks.paths import STAGES, Paths
@@ -35,7 +36,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 KEPT, PAGE = Path("docs/problems.json"), Path("docs/problems.md")
 
 # In this order a cell has a figure before and after compression. The last is only tried where a recipe names it.
-VARIANTS = ("fp32", "int8", "int8_blocks")
+VARIANTS = ("fp32", *COMPRESSIONS)
 ALWAYS = VARIANTS[:2]
 
 # Of a recipe's row: its figures, as JSON holds them.
