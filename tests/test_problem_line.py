@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -127,21 +128,39 @@ def test_the_release_answers_as_it_did_where_it_was_made(line: Line) -> None:
 
 
 @pytest.mark.long
-def test_the_same_data_and_params_give_the_same_weights(line: Line, tmp_path: Path) -> None:
+def test_killed_on_the_way_and_begun_again_it_comes_to_the_same_weights(
+    line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tasks.train import train
+    from tasks.training import Journal
 
-    train(
-        line.paths.tokens,
-        tmp_path / "checkpoint",
-        tmp_path / "train.json",
-        tmp_path / "loss.json",
-        tmp_path / "live",
-        tmp_path / "work",
-        params=line.params.train,
-        base=line.params.base,
-        threads=line.params.threads,
-        problem=problems.load(line.params.problem),
-    )
+    params = line.params.train.model_copy(update={"checkpoint_steps": 5})
+    places = [tmp_path / name for name in ("checkpoint", "train.json", "loss.json", "live", "work")]
+    evaluated = Journal.on_evaluate
+
+    def killed(self: Journal, args: Any, state: Any, control: Any, **others: Any) -> None:
+        if state.epoch >= EPOCHS / 2:
+            raise KeyboardInterrupt
+        evaluated(self, args, state, control, **others)
+
+    def learn() -> None:
+        problem = problems.load(line.params.problem)
+        train(
+            line.paths.tokens,
+            *places,
+            params=params,
+            base=line.params.base,
+            threads=line.params.threads,
+            problem=problem,
+        )
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "on_evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            learn()
+    assert list(tmp_path.glob("work/*/checkpoint-*/whole.json"))
+    assert not (tmp_path / "checkpoint").exists()
+    learn()
     again, first = (folder / "model.safetensors" for folder in (tmp_path / "checkpoint", line.paths.checkpoint))
     assert sha256_of(again) == sha256_of(first)
 

@@ -258,6 +258,7 @@ def test_a_failed_run_and_one_that_asks_are_told_and_the_secret_is_nowhere(
     assert "sesame" not in held + logs
 
 
+@pytest.mark.long
 def test_silence_is_told(client, served, inbox, monkeypatch, repository):
     monkeypatch.setenv("MILL_TEST_NOTIFY", inbox.url)
     books, films = registered(repository)

@@ -30,10 +30,8 @@ from tasks.problems._text import ends, specials
 from tasks.problems.translation import PROBLEM
 from tasks.release import read_release
 from tasks.runtime import load_runtime, open_session, run
-from tasks.shards import sha256_of, write_json
+from tasks.shards import write_json
 from tasks.tokenize import train_tokenizer
-from tasks.train import train
-from tasks.training import Journal
 from tasks.writing import Sampling, sources_of, write
 from tests.conftest import REPOSITORY, Line, walk, write_params
 from tests.model_server import Running, running, use
@@ -332,31 +330,6 @@ def test_a_release_is_compressed_and_says_what_that_cost(root: Path) -> None:
     assert found["released"] == "int8"
     assert set(found["variants"]["int8"]) == {"bytes", "changed_answers", "perplexity", "probability_difference"}
     assert load_runtime(root / "models/tiny/release", 1).writer.translates
-
-
-def test_training_that_was_killed_ends_in_the_same_bits(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    paths = Paths("tiny", root)
-    section = load_model("tiny", root / "params.yaml").train.model_copy(
-        update={"epochs": 2, "batch_size": 8, "dropout": 0.1, "checkpoint_steps": 2}
-    )
-
-    def trained(out: Path) -> str:
-        names = ("checkpoint", "train.json", "loss.json", "live", "work")
-        places = [out / name for name in names]
-        train(paths.tokens, *places, params=section, base=BASE, threads=1, problem=PROBLEM)
-        return sha256_of(out / "checkpoint/model.safetensors")
-
-    def killed(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Journal, "on_evaluate", killed)
-        with pytest.raises(KeyboardInterrupt):
-            trained(tmp_path / "killed")
-    assert list((tmp_path / "killed").glob("work/*/checkpoint-*"))
-    assert trained(tmp_path / "killed") == trained(tmp_path / "whole")
 
 
 def test_a_text_that_is_longer_than_the_model_has_a_reason_instead_of_half_a_translation(

@@ -179,7 +179,6 @@ def test_status_knows_the_next_run_from_the_server(repository, started):
     assert "mill up --detach" not in done.stdout
 
 
-@pytest.mark.long
 def test_of_runs_that_were_missed_one_is_made_up_for_and_they_do_not_pile_up(repository, prefect):
     missed = [prefect.run(hours_ago) for hours_ago in (72, 48, 24)]
     states = [prefect.ended(run) for run in missed]
@@ -200,7 +199,6 @@ def test_the_links_that_a_retrains_line_leaves_in_the_dashboard_open_the_pages(p
     assert httpx.get(link).json() == {"model": "films"}
 
 
-@pytest.mark.long
 def test_drift_learns_when_it_has_cooled_down_and_costs_nothing_before(repository, prefect):
     arrive(repository, "films", 2)
     before = len(prefect.runs())
