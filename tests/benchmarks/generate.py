@@ -79,7 +79,7 @@ def main() -> None:
             for name, rate in rates.items():
                 ratio = rate / rates["transformers"]
                 print(
-                    f"  {name:14} {rate:8.0f} tokens/s   {ratio:5.2f} times   {same[name]:4.0%} of the texts the same"
+                    f"  {name:16} {rate:8.0f} tokens/s   {ratio:5.2f} times   {same[name]:4.0%} of the texts the same"
                 )
 
 
