@@ -52,7 +52,7 @@ test-long: install $(CLIENTS)  ## run the tests that go further into what `test`
 	  && echo 'What failed is asked once more, alone:' \
 	  && python -m pytest -m long --last-failed --last-failed-no-failures none; }
 
-test-slow: install $(CLIENTS)  ## run every test there is, the shipped line too, which takes hours
+test-slow: install $(CLIENTS)  ## run every test there is, the shipped line and simulations too
 	python -m pytest -m '' --timeout 3600
 
 check: install   ## style, types, and who may import whom
