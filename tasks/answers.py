@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from tasks.release import Release
 from tasks.runtime import Runtime, load_runtime
-from tasks.vocabulary import too_long_reason, unread_reasons
 
 Embedding = NDArray[np.float16]
 
@@ -61,40 +60,9 @@ class Answerer:
 
     def numbered(self, rows: pl.DataFrame) -> pl.DataFrame:
         """The rows tidied, with number and id, and the reason where there can be no answer."""
-        inputs = self.runtime.problem.inputs
-        missing = [pl.when(pl.col(name).is_null()).then(pl.lit(f"{name} is missing")) for name in inputs]
-        blank = [
-            pl.when(pl.col(name).str.strip_chars() == "").then(pl.lit(f"{name} is empty"))
-            for name in inputs
-            if rows.schema[name] == pl.String()
-        ]
-        # Tidied first: a text of markup alone is empty as well.
-        numbered = (
-            self.runtime.tidied(rows.select(inputs))
-            .with_row_index("number")
-            .with_columns(
-                id=pl.col("number").cast(pl.String),
-                reason=pl.coalesce([*missing, *blank, pl.lit(None, dtype=pl.String)]),
-            )
-        )
-        numbered = self._with_unread(numbered)
-        return self._with_too_long(numbered) if self.runtime.problem.reads_whole else numbered
-
-    def _with_unread(self, numbered: pl.DataFrame) -> pl.DataFrame:
-        """The same, with a reason for what the model would read as one unknown token after the other."""
-        texts = [name for name in self.runtime.problem.inputs if numbered.schema[name] == pl.String()]
-        unread = unread_reasons(numbered, texts, self.runtime.tokenizer)
-        return numbered.with_columns(reason=pl.coalesce("reason", unread))
-
-    def _with_too_long(self, numbered: pl.DataFrame) -> pl.DataFrame:
-        """The same, with a reason for what the model could read a part of only."""
-        asked = numbered.filter(pl.col("reason").is_null())
-        is_cut = self.runtime.encoded(asked)["truncated"] if len(asked) else pl.Series([], dtype=pl.Boolean)
-        reason = too_long_reason(self.runtime.problem.inputs, self.runtime.max_tokens)
-        too_long = asked.filter(is_cut)["number"].implode()
-        return numbered.with_columns(
-            reason=pl.when(pl.col("number").is_in(too_long)).then(pl.lit(reason)).otherwise("reason")
-        )
+        tidied = self.runtime.tidied(rows.select(self.runtime.problem.inputs))
+        reasons = self.runtime.no_answer_reasons(tidied)
+        return tidied.with_row_index("number").with_columns(id=pl.col("number").cast(pl.String), reason=reasons)
 
     def _computed(self, asked: pl.DataFrame, batch_size: int) -> tuple[pl.DataFrame, Embedding]:
         if not len(asked):

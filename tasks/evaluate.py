@@ -82,6 +82,8 @@ def evaluate(
     with progress("intervals", 1 + params.resamples, "resamples") as advance:
         result = judge(test, slices, answers, signature, problem, params, advance)
     result["calibration"] = dict(runtime.calibration)
+    # They count all the same: without them, a vocabulary that reads less would seem the better one.
+    result["no_answer"] = int(runtime.no_answer_reasons(test).is_not_null().sum())
     result["rows"] = dict(rows["split"].value_counts().sort("split").iter_rows())
     scored = score_rows(test, slices, answers, signature, problem)
     curves = problem.curves(test, answers.model, signature, params.calibration_bins)

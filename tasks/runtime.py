@@ -23,6 +23,7 @@ from tasks.problems._decoder import KEPT
 from tasks.problems._text import begins_row
 from tasks.redact import redact, suspect
 from tasks.shards import read_json
+from tasks.vocabulary import too_long_reason, unread_reasons
 from tasks.writing import Sampling, Writer, empty
 
 if TYPE_CHECKING:
@@ -99,6 +100,24 @@ class Runtime:
         """What the model reads of each row, under the row's number: an id may come twice, and a row become several."""
         numbered = rows.with_columns(id=pl.int_range(len(rows)).cast(pl.String))
         return self.problem.encode(numbered, self.tokenizer, None, self.max_tokens)
+
+    def no_answer_reasons(self, tidied: pl.DataFrame) -> pl.Series:
+        """Per row of the problem's inputs why there can be no answer to it; null where there can."""
+        inputs = self.problem.inputs
+        texts = [name for name in inputs if tidied.schema[name] == pl.String()]
+        found = tidied.select(
+            reason=pl.coalesce(
+                *(pl.when(pl.col(name).is_null()).then(pl.lit(f"{name} is missing")) for name in inputs),
+                *(pl.when(pl.col(name).str.strip_chars() == "").then(pl.lit(f"{name} is empty")) for name in texts),
+                pl.lit(None, dtype=pl.String),
+                unread_reasons(tidied, texts, self.tokenizer),
+            )
+        )["reason"]
+        if not self.problem.reads_whole or found.is_not_null().all():
+            return found
+        whole = found.is_null().arg_true()
+        is_cut = self.encoded(tidied[whole].select(inputs))["truncated"]
+        return found.scatter(whole.filter(is_cut), too_long_reason(inputs, self.max_tokens))
 
     def predict(self, rows: pl.DataFrame, batch_size: int = 64) -> pl.DataFrame:
         """The answers to rows as a caller has them."""

@@ -121,6 +121,21 @@ def test_any_column_of_the_rows_can_be_a_slice(tiny: Line, copied: Copied) -> No
     assert "slice.critic" in read_rows(line.paths.scores).columns
 
 
+def test_rows_that_would_get_no_answer_count_and_are_counted(tiny: Line, copied: Copied) -> None:
+    line = copied(tiny)
+    rows = read_rows(line.paths.clean)
+    odd = rows.filter(pl.col("split") == "test")["id"].head(3)
+    unread = pl.when(pl.col("id").is_in(odd.implode())).then(pl.lit("ძალიან კარგი ფილმია")).otherwise("text")
+    rewrite(line.paths.clean, rows.with_columns(text=unread))
+    run(line)
+    report, said = read_json(line.paths.report("evaluate")), "3 of them would get a reason instead of an answer"
+    assert report["no_answer"] == 3
+    assert len(read_rows(line.paths.scores)) == report["rows"]["test"]
+    assert said in line.paths.page("evaluate").read_text()
+    assert read_json(tiny.paths.report("evaluate"))["no_answer"] == 0
+    assert "instead of an answer" not in tiny.paths.page("evaluate").read_text()
+
+
 def test_a_slice_that_is_no_column_stops_before_anything_is_written(tiny: Line, copied: Copied) -> None:
     line = copied(tiny)
     before = outputs_of(line)
