@@ -1,7 +1,10 @@
 """A repository whose models have schedules. Its line takes no time, and its release is refused, so nothing is gated."""
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +110,26 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def mill(root: Path, *arguments: str, **env: str | None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        cwd=root,
+        env=around(root, **env),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def around(root: Path, **env: str | None) -> dict[str, str]:
+    """An environment with a home of its own, whose Prefect profile names a server that is not there."""
+    home = root.parent / "home"
+    if not home.exists():
+        write_text(
+            home / ".prefect/profiles.toml", 'active = "work"\n[profiles.work]\nPREFECT_API_URL = "http://h/api"\n'
+        )
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    own |= {"HOME": str(home), **env}
+    return {name: value for name, value in own.items() if value is not None}

@@ -1,5 +1,6 @@
 """A root with a version in use and a journal of what it was asked: what the monitor's tests stand on."""
 
+import json
 import shutil
 import time
 import uuid
@@ -11,12 +12,16 @@ from typing import Any
 import polars as pl
 from ruamel.yaml import YAML
 
+from flows.monitor import Looked, monitor
+from flows.monitored import Watched
 from tasks.answers import Answerer, open_answerer
+from tasks.deploy import reference
 from tasks.journal import Journal, Label, Prediction, open_journal
-from tasks.release import Release, read_release
+from tasks.release import MANIFEST, Release, read_release, seal
+from tasks.runtime import load_runtime
 from tasks.shards import write_json
 from tests.conftest import REPOSITORY, Line
-from tests.model_server import use
+from tests.model_server import colder, use
 from tests.scheduled import free_port
 
 MODEL = "tiny"
@@ -31,6 +36,7 @@ class World:
     held_out: pl.DataFrame
     releases: dict[str, Release]
     answerers: dict[str, Answerer]
+    taken: int = 0  # of the usual texts
 
     @property
     def journal_url(self) -> str:
@@ -43,6 +49,12 @@ class World:
             return record(journal, MODEL, self.answerers[version], texts, shadow_of)
         finally:
             journal.close()
+
+    def usual(self, number: int) -> list[str]:
+        """So many texts as the first version was held to, others each time."""
+        texts = self.held_out["text"].shuffle(seed=7).to_list()
+        self.taken += number
+        return [texts[at % len(texts)] for at in range(self.taken - number, self.taken)]
 
     def label(self, labels: dict[str, str]) -> None:
         journal = open_journal(self.journal_url)
@@ -102,3 +114,33 @@ def record(
     ]
     journal.record(predictions).result()
     return [prediction.id for prediction in predictions]
+
+
+def look(world: World) -> Looked:
+    return monitor(world.root, MODEL, say=lambda _: None)
+
+
+def records(world: World) -> list[dict[str, Any]]:
+    watched = Watched(world.root, MODEL)
+    return watched.history(watched.read(), 1000)
+
+
+def page(world: World) -> str:
+    return (world.root / "reports" / MODEL / "monitor.html").read_text()
+
+
+def sealed(folder: Path) -> Release:
+    """The folder as a release, after something in it was changed."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    seal(folder, {key: value for key, value in manifest.items() if key not in ("files", "version")})
+    return read_release(folder)
+
+
+def less_sure(world: World, folder: Path) -> Release:
+    """A version that is much less sure of the same answers, with its own answers to the held-out rows."""
+    colder(world.releases["one"], folder, 9.0)
+    runtime = load_runtime(folder, 1)
+    ids = pl.read_parquet(folder / "reference.parquet").select("id")
+    rows = ids.join(world.held_out, on="id", maintain_order="left")
+    reference(rows, runtime, runtime.problem).write_parquet(folder / "reference.parquet")
+    return sealed(folder)
