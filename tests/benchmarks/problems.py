@@ -168,7 +168,7 @@ def _cells(name: str, row: Row) -> list[str]:
         _duration(row["seconds"]["train"]),
         _duration(row["seconds"]["line"]),
         _each(row, "bytes", lambda found: f"{found / 1e6:.1f}"),
-        _each(row, "latency_ms", lambda found: f"{found:.3g}"),
+        _each(row, "latency_ms", lambda found: f"{found:.3g}" if found < 1000 else f"{found:,.0f}"),
         _each(row, "quality", _number),
         row["machine"],
     ]
