@@ -106,6 +106,20 @@ def test_the_first_of_a_batch_waits_for_others_no_longer_than_it_should(model: M
     batcher.close()
 
 
+def test_a_lane_whose_rows_another_one_took_while_it_waited_for_more_goes_on(model: Model) -> None:
+    batcher = make(model, lanes=2, wait_seconds=0.2)
+    # The second of a pair wakes the other lane; both wait for more, and one of them takes what there is.
+    for _ in range(3):
+        wait([batcher.submit([text]) for text in ("a", "b")], 10)
+    assert model.batches == [["a", "b"]] * 3
+    hold(model, batcher)
+    waiting = batcher.submit(["c"])
+    wait_until(lambda: len(model.batches) == 5, seconds=5)  # by the lane that the first does not occupy
+    model.may_go.set()
+    assert waiting.result(10) == [1]
+    batcher.close()
+
+
 def test_whoever_comes_when_the_queue_is_full_is_told_when_to_come_again(
     model: Model, batcher: Batcher[str, int]
 ) -> None:

@@ -147,12 +147,8 @@ class Batcher(Generic[Row, Answer]):
     def _take(self) -> "list[_Part[Row, Answer]]":
         """The oldest parts, at most a window of rows; none once closed and empty."""
         with self._changed:
-            while not self._queue and not self._is_closed:
-                self._changed.wait()
-            while self._queue and not self._is_closed and self._num_queued < self._batch_rows:
-                left = self._queue[0].arrived + self._wait_seconds - time.monotonic()
-                if left <= 0:
-                    break
+            # Another lane may take all that waits while this one waits for more.
+            while not self._is_closed and (left := self._left()) != 0:
                 self._changed.wait(left)
             # A lane's share of what waits: one must not take all while another has nothing to do.
             share = math.ceil(self._num_queued / len(self._lanes))
@@ -166,6 +162,14 @@ class Batcher(Generic[Row, Answer]):
                 self._queued_cost -= part.cost
                 self._running_cost += part.cost
             return taken
+
+    def _left(self) -> float | None:
+        """Seconds until what waits is computed even if nothing comes to it; None where nothing waits."""
+        if not self._queue:
+            return None
+        if self._num_queued >= self._batch_rows:
+            return 0
+        return max(0, self._queue[0].arrived + self._wait_seconds - time.monotonic())
 
     def _compute(self, window: "list[_Part[Row, Answer]]", answer: Callable[[list[Row]], Sequence[Answer]]) -> None:
         started = time.monotonic()
