@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tasks.release import Release
-from tasks.runtime import Runtime, load_runtime
+from tasks.runtime import Runtime, load_runtime, numbers
 
 Embedding = NDArray[np.float16]
 
@@ -47,22 +47,22 @@ class Answerer:
     def traced(self, rows: pl.DataFrame, batch_size: int) -> list[Traced]:
         """The same, a row each, with what the journal keeps."""
         numbered = self.numbered(rows)
-        asked = numbered.filter(pl.col("reason").is_null())
+        reasons = numbered["reason"].to_list()
+        asked = numbered.filter(pl.col("reason").is_null()) if any(reasons) else numbered
         answers, embeddings = self._computed(asked, batch_size)
         computed = iter(zip(answers.to_dicts(), embeddings, strict=True))
         nothing = dict.fromkeys(self.columns), None
-        reasons = numbered["reason"].to_list()
         traced = []
-        for inputs, reason in zip(numbered.select(self.runtime.problem.inputs).to_dicts(), reasons, strict=True):
+        for inputs, reason in zip(numbered[list(self.runtime.problem.inputs)].to_dicts(), reasons, strict=True):
             answer, embedding = nothing if reason else next(computed)
             traced.append(Traced(answer, reason, inputs, embedding))
         return traced
 
     def numbered(self, rows: pl.DataFrame) -> pl.DataFrame:
         """The rows tidied, with number and id, and the reason where there can be no answer."""
-        tidied = self.runtime.tidied(rows.select(self.runtime.problem.inputs))
-        reasons = self.runtime.no_answer_reasons(tidied)
-        return tidied.with_row_index("number").with_columns(id=pl.col("number").cast(pl.String), reason=reasons)
+        tidied = self.runtime.tidied(rows[list(self.runtime.problem.inputs)])
+        reasons = self.runtime.no_answer_reasons(tidied).alias("reason")
+        return tidied.with_row_index("number").hstack([numbers(len(tidied)), reasons])
 
     def _computed(self, asked: pl.DataFrame, batch_size: int) -> tuple[pl.DataFrame, Embedding]:
         if not len(asked):

@@ -78,8 +78,9 @@ def strip_markup(texts: pl.Series) -> pl.Series:
 def _without_markup(texts: pl.Series) -> pl.Series:
     from selectolax.lexbor import LexborHTMLParser
 
-    prepared = (
-        texts.str.replace_all(r"[\x00-\x08]", "")
+    prepared = texts.to_frame().select(
+        pl.col(texts.name)
+        .str.replace_all(r"[\x00-\x08]", "")
         .str.replace_all(_COMMENT, "")
         # Before the parser, whose time grows with the square of the nesting of blocks.
         .str.replace_all(_BLOCK_TAG, " ")
@@ -98,12 +99,12 @@ def _without_markup(texts: pl.Series) -> pl.Series:
             unread.decompose()
         return parser.root.text() if parser.root else ""
 
-    return pl.Series(texts.name, [words(html) for html in prepared], dtype=pl.String)
+    return pl.Series(texts.name, [words(html) for html in prepared.to_series()], dtype=pl.String)
 
 
 def _where(pattern: str, texts: pl.Series, change: Callable[[pl.Series], pl.Series]) -> pl.Series:
     """Change the texts that match, which are few, and leave the others alone."""
-    matching = texts.str.contains(pattern).fill_null(value=False)
+    matching = texts.str.contains(pattern)
     if not matching.any():
         return texts
     return texts.scatter(matching.arg_true(), change(texts.filter(matching)))

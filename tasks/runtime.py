@@ -23,7 +23,7 @@ from tasks.problems._decoder import KEPT
 from tasks.problems._text import begins_row
 from tasks.redact import redact, suspect
 from tasks.shards import read_json
-from tasks.vocabulary import too_long_reason, unread_reasons
+from tasks.vocabulary import has_no_ascii_letter, too_long_reason, unread_reasons
 from tasks.writing import Sampling, Writer, empty
 
 if TYPE_CHECKING:
@@ -98,22 +98,29 @@ class Runtime:
 
     def encoded(self, rows: pl.DataFrame) -> pl.DataFrame:
         """What the model reads of each row, under the row's number: an id may come twice, and a row become several."""
-        numbered = rows.with_columns(id=pl.int_range(len(rows)).cast(pl.String))
+        numbered = pl.DataFrame({**rows.to_dict(), "id": numbers(len(rows))})
         return self.problem.encode(numbered, self.tokenizer, None, self.max_tokens)
 
     def no_answer_reasons(self, tidied: pl.DataFrame) -> pl.Series:
         """Per row of the problem's inputs why there can be no answer to it; null where there can."""
         inputs = self.problem.inputs
         texts = [name for name in inputs if tidied.schema[name] == pl.String()]
-        found = tidied.select(
-            reason=pl.coalesce(
-                *(pl.when(pl.col(name).is_null()).then(pl.lit(f"{name} is missing")) for name in inputs),
-                *(pl.when(pl.col(name).str.strip_chars() == "").then(pl.lit(f"{name} is empty")) for name in texts),
-                pl.lit(None, dtype=pl.String),
-                unread_reasons(tidied, texts, self.tokenizer),
-            )
-        )["reason"]
-        if not self.problem.reads_whole or found.is_not_null().all():
+        missing = {name: pl.col(name).is_null() for name in inputs}
+        blank = {name: pl.col(name).str.strip_chars() == "" for name in texts}
+        unread = [has_no_ascii_letter(name) for name in texts]
+        # One look over all instead of several: with a row or two at a time, those would take as long as the model.
+        if tidied.select(pl.any_horizontal(*missing.values(), *blank.values(), *unread).any()).item():
+            found = tidied.select(
+                reason=pl.coalesce(
+                    *(pl.when(given).then(pl.lit(f"{name} is missing")) for name, given in missing.items()),
+                    *(pl.when(given).then(pl.lit(f"{name} is empty")) for name, given in blank.items()),
+                    pl.lit(None, dtype=pl.String),
+                    unread_reasons(tidied, texts, self.tokenizer),
+                )
+            )["reason"]
+        else:
+            found = pl.Series("reason", [None], dtype=pl.String).new_from_index(0, len(tidied))
+        if not self.problem.reads_whole or not found.null_count():
             return found
         whole = found.is_null().arg_true()
         is_cut = self.encoded(tidied[whole].select(inputs))["truncated"]
@@ -135,6 +142,11 @@ class Runtime:
     def answer(self, rows: pl.DataFrame, batch_size: int = 64) -> pl.DataFrame:
         """The answers to rows that are tidied."""
         return self.problem.answer(rows, self.outputs(rows, batch_size), self.signature, self.calibration)
+
+
+def numbers(num_rows: int) -> pl.Series:
+    """An id for each row: its place, from 0 on."""
+    return pl.Series("id", list(map(str, range(num_rows))), dtype=pl.String)
 
 
 def load_runtime(folder: Path, threads: int) -> Runtime:
@@ -200,16 +212,16 @@ def run(
     mates; batches are therefore cut the same way each time.
     """
     order = np.argsort(encoded["input_ids"].list.len().to_numpy(), kind="stable")
-    begins = begins_row(encoded)
+    begins, by_length = begins_row(encoded)[order], encoded[order]
     names = list(problem.outputs)
     wanted = [given.name for given in session.get_inputs()]
     parts: list[list[NDArray[Any]]] = []
     for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = problem.batch(encoded[rows], pad_id)
+        rows = by_length[start : start + batch_size]
+        batch = problem.batch(rows, pad_id)
         # A text's beginning finds nothing in the cache.
         feed = {name: batch[name] if name in batch else empty(session, name, len(rows), 0) for name in wanted}
         parts.append(session.run(names, feed))
-        advance(int(begins[rows].sum()))
+        advance(int(begins[start : start + batch_size].sum()))
     back = np.argsort(order, kind="stable")
     return {name: np.concatenate([part[i] for part in parts])[back] for i, name in enumerate(names)} if parts else {}

@@ -20,6 +20,11 @@ def unknown_id(tokenizer: "Tokenizer") -> int | None:
     return tokenizer.token_to_id(name) if name is not None else None
 
 
+def has_no_ascii_letter(column: str) -> pl.Expr:
+    """Whether a text has letters, and none of them is of ASCII: only such a one may be in no known script."""
+    return pl.col(column).str.contains(r"\p{L}") & ~pl.col(column).str.contains("[A-Za-z]")
+
+
 def is_in_no_known_script(texts: pl.Series, tokenizer: "Tokenizer") -> pl.Series:
     """Whether a text is written in letters of which the vocabulary knows hardly any. Never where it is null.
 
@@ -28,8 +33,7 @@ def is_in_no_known_script(texts: pl.Series, tokenizer: "Tokenizer") -> pl.Series
     """
     unknown = unknown_id(tokenizer)
     # One look over all, so that what is usual costs no second tokenizing.
-    is_strange = texts.str.contains(r"\p{L}") & ~texts.str.contains("[A-Za-z]")
-    strange = is_strange.arg_true()
+    strange = texts.to_frame().select(has_no_ascii_letter(texts.name)).to_series().arg_true()
     if unknown is None or strange.is_empty():
         return pl.repeat(False, len(texts), dtype=pl.Boolean, eager=True)
     tokenizer.no_padding()

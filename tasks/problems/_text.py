@@ -1,5 +1,6 @@
 """What problems over text share: padded batches, the embedding, descriptors."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,15 @@ def padded(encoded: pl.DataFrame, pad_id: int, also: Sequence[str] = ()) -> dict
     """`input_ids` (BT), `attention_mask` (BT), and a list column of the same lengths for each name in `also`, with 0
     where there is padding.
     """
-    lengths_B = encoded["input_ids"].list.len().to_numpy().astype(np.int64)
+    # As Python's lists, since an expression of Polars would take a request of one row longer than all else here.
+    lists_of = {name: encoded[name].to_list() for name in ("input_ids", *also)}
+    lengths_B = np.array([len(tokens) for tokens in lists_of["input_ids"]], dtype=np.int64)
     attention_mask_BT = (np.arange(lengths_B.max(initial=0)) < lengths_B[:, None]).astype(np.int64)
     arrays = {}
-    for name in ("input_ids", *also):
+    for name, values in lists_of.items():
         arrays[name] = np.full(attention_mask_BT.shape, pad_id if name == "input_ids" else 0, dtype=np.int64)
-        arrays[name][attention_mask_BT == 1] = encoded[name].explode(empty_as_null=False).to_numpy()
+        flat = itertools.chain.from_iterable(values)
+        arrays[name][attention_mask_BT == 1] = np.fromiter(flat, dtype=np.int64, count=lengths_B.sum())
     return {"input_ids": arrays.pop("input_ids"), "attention_mask": attention_mask_BT, **arrays}
 
 
@@ -41,7 +45,8 @@ def lists(values: Sequence[Sequence[int]]) -> pl.Series:
 
 def begins_row(encoded: pl.DataFrame) -> NDArray[np.bool_]:
     """Of rows that may have become several, one after the other: where each begins."""
-    return np.asarray((encoded["id"] != encoded["id"].shift(1)).fill_null(value=True).to_numpy())
+    ids = encoded["id"].to_numpy()
+    return np.concatenate([np.ones(min(len(ids), 1), dtype=np.bool_), ids[1:] != ids[:-1]])
 
 
 def ends(tokenizer: "Tokenizer") -> tuple[int, int]:
