@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tasks.release import read_release
+from tasks.serving.batcher import Busy
 from tests.conftest import Line
 from tests.model_server import Running, running, use
 from tests.waiting import wait_until
@@ -130,6 +131,27 @@ def test_large_bodies_that_do_not_say_their_size_have_the_same_limit_together(se
     statuses = [answer.split(b" ")[1] for answer in answers if answer]
     assert set(statuses) == {b"408", b"429"}
     assert statuses.count(b"408") <= 33
+    assert is_well(server)
+
+
+def test_where_there_is_no_room_whoever_comes_is_sent_away_before_it_is_looked_at_what_was_sent(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise Busy(3)
+
+    with monkeypatch.context() as for_now:
+        for_now.setattr(server.live.get("tiny").batcher, "check_room", full)
+        for path in ("/models/tiny/predict", "/v2/models/tiny/infer", "/v2/models/tiny/versions/1/infer"):
+            answer = server.client.post(path, content=b"no JSON")
+            assert (answer.status_code, answer.headers["retry-after"]) == (429, "3")
+            assert answer.json() == {"error": "More is asked than can be answered now. Ask again in 3 s."}
+            assert "connection" not in answer.headers, "to connect anew would cost more than to be sent away"
+        assert server.client.post("/models/tinny/predict", json={}).status_code == 404
+        assert server.client.post("/models/tiny/feedback", json={}).status_code == 422
+        assert server.client.get("/models/tiny").status_code == 200
+    counted = server.client.get("/metrics").text
+    assert 'modelmill_requests_total{model="tiny",outcome="sent_away"} 3.0' in counted
     assert is_well(server)
 
 

@@ -15,7 +15,7 @@ from tasks.serving import completions, docs, health, inference, predictions
 from tasks.serving.batcher import Busy
 from tasks.serving.keys import Denied, Keys, TooOften
 from tasks.serving.lanes import cores
-from tasks.serving.limits import BodyLimits
+from tasks.serving.limits import BodyLimits, Doorkeeper, busy_sentence
 from tasks.serving.live import Live, UnknownModel
 from tasks.serving.logs import RequestLog, log_loop_errors
 from tasks.serving.metrics import Metrics
@@ -59,6 +59,7 @@ def create_app(live: Live, serving: Serving, journal: Journal, keys: Keys, *, ke
         redoc_url=None,
     )
     app.state.service = service  # for pages that others add
+    app.add_middleware(Doorkeeper, room_for=service.check_room)
     app.add_middleware(BodyLimits, max_bytes=int(serving.max_request_mb * 1e6), seconds=serving.body_seconds)
     app.add_middleware(RequestLog, models=lambda: live.models)
     _explain_errors(app)
@@ -82,9 +83,9 @@ def _explain_errors(app: FastAPI) -> None:
 
     async def later(request: Request, error: Exception) -> Response:
         seconds = error.retry_after if isinstance(error, Busy | TooOften) else 1
-        too_often = isinstance(error, TooOften)
-        why = "This client has used up its rate." if too_often else "More is asked than can be answered now."
-        return said(request, f"{why} Ask again in {seconds} s.", 429, {"Retry-After": str(seconds)})
+        used_up = f"This client has used up its rate. Ask again in {seconds} s."
+        sentence = busy_sentence(error) if isinstance(error, Busy) else used_up
+        return said(request, sentence, 429, {"Retry-After": str(seconds)})
 
     async def not_kept(request: Request, error: Exception) -> Response:
         log.error("the journal failed", extra={"reason": str(error)})

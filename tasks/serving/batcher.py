@@ -131,6 +131,11 @@ class Batcher(Generic[Row, Answer]):
         for lane in self._lanes:
             lane.join()
 
+    def check_room(self, num_rows: int = 1) -> None:
+        """Raises Busy where so many rows would be turned away now."""
+        with self._changed:
+            self._check_room(num_rows)
+
     def _check_room(self, num_rows: int) -> None:
         seconds = (self._running_cost + self._queued_cost) * self._seconds_per_cost / len(self._lanes)
         # With nothing waiting any request is taken, or a long list would never be.

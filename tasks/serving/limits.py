@@ -8,6 +8,7 @@ import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from tasks.serving.batcher import Busy
 from tasks.serving.replies import fault
 
 # All bodies together may hold so many times what one may: the server's memory has a bound, whoever connects.
@@ -118,6 +119,39 @@ def _replayed(messages: list[Message], receive: Receive) -> Receive:
         return next(arrived, None) or await receive()
 
     return replay
+
+
+class Doorkeeper:
+    """Sends away (429) whoever comes when there is no room, before what was sent is parsed and looked through.
+
+    `room_for` raises Busy where a path's model has none for a single row. Where several times what can be answered is
+    asked, looking at each request would leave no time for answers, and those who are sent away would wait for it.
+    """
+
+    def __init__(self, app: ASGIApp, room_for: Callable[[str], None]) -> None:
+        self._app = app
+        self._room_for = room_for
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if scope["type"] == "http" and scope["method"] == "POST":
+                self._room_for(scope["path"])
+        except Busy as busy:
+            content = orjson.dumps(fault(scope["path"], busy_sentence(busy)))
+            headers = {
+                "content-type": "application/json",
+                "retry-after": busy.retry_after,
+                "content-length": len(content),
+            }
+            pairs = [(name.encode(), str(value).encode()) for name, value in headers.items()]
+            await send({"type": "http.response.start", "status": 429, "headers": pairs})
+            await send({"type": "http.response.body", "body": content})
+        else:
+            await self._app(scope, receive, send)
+
+
+def busy_sentence(busy: Busy) -> str:
+    return f"More is asked than can be answered now. Ask again in {busy.retry_after} s."
 
 
 async def _refuse(scope: Scope, send: Send, status: int, sentence: str, *headers: tuple[bytes, bytes]) -> None:

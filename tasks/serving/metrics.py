@@ -66,6 +66,15 @@ class Metrics:
             self._waiting.dec()
             self._requests.labels(model, outcome).inc()
 
+    @contextmanager
+    def turned_away(self, model: str) -> Iterator[None]:
+        """Count a request that gets no further than the door; nothing where it does."""
+        try:
+            yield
+        except Busy:
+            self._requests.labels(model, "sent_away").inc()
+            raise
+
     def exposition(self) -> bytes:
         return generate_latest(self._registry)
 

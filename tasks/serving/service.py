@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 
 # So many requests with labels may be under way. They come one after the other anyway (tasks/database.py, in_turn).
 _MOST_LABELLING = 16
+
+# Where a model is asked for what its lanes compute.
+_ASKED = re.compile(r"(?:/v2)?/models/([^/]+)/(?:versions/[^/]+/)?(?:predict|infer)")
 
 Accept = Callable[[Served, Sequence[Traced]], None]
 
@@ -66,6 +70,14 @@ class Service:
         client = self.keys.admit(authorization or request.headers.get("authorization"), scope)
         request.state.client = None if client is None else client.name
         return client
+
+    def check_room(self, path: str) -> None:
+        """Raises Busy where this is the path of a model that has no room for a single row."""
+        asked = _ASKED.fullmatch(path)
+        served = next((served for served in self.live.served if asked and served.model == asked[1]), None)
+        if served is not None:
+            with self.metrics.turned_away(served.model):
+                served.batcher.check_room()
 
     async def answer(
         self,
